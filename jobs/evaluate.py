@@ -1,0 +1,7 @@
+"""Measure bundles and write the report: `ray job submit --working-dir . -- python jobs/evaluate.py -c run.yaml`."""
+
+import sys
+
+from raypref.cli import main
+
+sys.exit(main(["eval", *sys.argv[1:]]))

@@ -1,0 +1,211 @@
+"""The bundle: all that serving and evaluation need of a trained method, in a directory without pickle.
+
+`model.safetensors`, `checkpoint.json`, `users.parquet`, `README.md`, and `manifest.json` with the size and
+sha256 of each; a flipped byte in any of them is found before anything is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raypref import __version__, files
+from raypref.errors import CorruptError, InputError, MismatchError
+from raypref.methods import AnyMethod
+from raypref.methods.base import RewardModel
+from raypref.schema import Embedder
+from raypref.types import Dims
+
+BUNDLE_VERSION = 1
+MANIFEST = "manifest.json"
+
+BUNDLE_USERS_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("comparisons", pa.int32(), nullable=False),
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row a seen user: how many comparisons `infer` saw, and the vector it returned."""
+
+
+class BundleInfo(BaseModel):
+    """What `checkpoint.json` says of a bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle_version: int = BUNDLE_VERSION
+    method: AnyMethod
+    dim: int = Field(gt=0, description="D, the width of an embedding.")
+    users: int = Field(ge=0, description="Seen users that it was trained on.")
+    embedder: Embedder
+    data_fingerprint: str = Field(description="sha256 of the comparisons it was trained on.")
+    steps: int = Field(ge=0, description="Training steps behind the weights.")
+    metrics: dict[str, float] = Field(description="Held-out figures of the seen users in training.")
+    versions: dict[str, str] = Field(description="Of raypref and the libraries that made it.")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model and what it belongs to."""
+
+    model: RewardModel
+    info: BundleInfo
+    users: pa.Table
+
+    @classmethod
+    def load(cls, directory: Path) -> Bundle:
+        """Read and verify a bundle.
+
+        Raises:
+            InputError: there is no bundle here.
+            CorruptError: a file is missing or changed, or does not parse.
+            MismatchError: another bundle version wrote it.
+        """
+        verify(directory)
+        raw = json.loads((directory / "checkpoint.json").read_text())
+        if raw.get("bundle_version") != BUNDLE_VERSION:
+            raise MismatchError(
+                f"{directory}: bundle version {raw.get('bundle_version')}, this raypref reads "
+                f"{BUNDLE_VERSION}; train it again or install the raypref that wrote it."
+            )
+        try:
+            info = BundleInfo.model_validate(raw)
+        except ValidationError as error:
+            raise CorruptError(f"{directory / 'checkpoint.json'}: {error}") from error
+        model = build(info.method, Dims(info.dim, info.users))
+        load_tensors(model, directory / "model.safetensors")
+        model.eval()
+        return cls(model, info, pq.read_table(directory / "users.parquet"))
+
+    def save(self, directory: Path) -> None:
+        """Write the bundle, whole or not at all; an older one in the same place is replaced."""
+        with files.new_directory(directory) as work:
+            save_tensors(self.model.state_dict(), work / "model.safetensors")
+            files.write_text(work / "checkpoint.json", self.info.model_dump_json(indent=2) + "\n")
+            pq.write_table(self.users.cast(BUNDLE_USERS_SCHEMA), work / "users.parquet", compression="zstd")
+            files.write_text(work / "README.md", model_card(self.info))
+            write_manifest(work)
+
+
+def build(method: Any, dims: Dims) -> RewardModel:
+    """Return an untrained model without disturbing torch's random state."""
+    with torch.random.fork_rng(devices=[]):
+        return method.build(dims)
+
+
+def parse_method(raw: Mapping[str, Any]) -> Any:
+    """Return the method config that a mapping describes."""
+    return TypeAdapter(AnyMethod).validate_python(raw)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a checkpoint records."""
+    return {"raypref": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors; CorruptError when the file is not safetensors."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"{path}: not readable as safetensors ({error}).") from error
+
+
+def load_tensors(model: RewardModel, path: Path) -> None:
+    """Load a model's parameters and buffers; CorruptError when names or shapes do not fit."""
+    tensors = read_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CorruptError(f"{path}: does not fit the method it claims ({error}).") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CorruptError(f"{path}: {name} holds values that are not finite.")
+
+
+def write_manifest(directory: Path) -> None:
+    """Write the size and sha256 of every file of a directory, last."""
+    entries = {
+        path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+    files.write_text(directory / MANIFEST, _manifest_text(entries))
+
+
+def _manifest_text(entries: Mapping[str, Any]) -> str:
+    return json.dumps({"files": entries}, indent=2, sort_keys=True) + "\n"
+
+
+def verify(directory: Path) -> None:
+    """Check every file of a directory against its manifest.
+
+    Raises:
+        InputError: there is no manifest, so this is no bundle or checkpoint.
+        CorruptError: a file is missing, changed or cut short, or the manifest itself is.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{directory}: no bundle here ({MANIFEST} is missing).")
+    try:
+        text = path.read_text()
+        entries = json.loads(text)["files"]
+        intact = text == _manifest_text(entries)
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{path}: not readable ({error}). Restore it from a copy.") from error
+    if not intact:
+        raise CorruptError(f"{path}: has been changed since it was written. Restore it from a copy.")
+    for name, (size, digest) in expected.items():
+        file = directory / name
+        if not file.is_file():
+            raise CorruptError(f"{file}: missing, though {MANIFEST} lists it. Restore it from a copy.")
+        if file.stat().st_size != size or files.sha256(file) != digest:
+            raise CorruptError(f"{file}: differs from {MANIFEST}. Restore it from a copy.")
+
+
+def model_card(info: BundleInfo) -> str:
+    """Return the bundle's README: a Hugging Face model card."""
+    figures = "\n".join(f"- {name}: {value:.4f}" for name, value in sorted(info.metrics.items()))
+    return f"""---
+library_name: raypref
+tags: [reward-model, personalization, preference-learning]
+base_model: {info.embedder.model}
+---
+
+# {info.method.type} personal reward model
+
+Scores responses for one user at a time, from embeddings of dimension {info.dim} made by
+`{info.embedder.model}` (revision `{info.embedder.revision}`, {info.embedder.pooling} pooling).
+Trained on {info.users} users for {info.steps} steps with raypref {info.versions["raypref"]}.
+
+{figures}
+
+Preferences are personal data: the vectors in `users.parquet` describe people.
+
+```python
+from pathlib import Path
+from raypref.checkpoint import Bundle
+
+bundle = Bundle.load(Path("."))
+```
+"""

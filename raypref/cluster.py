@@ -1,0 +1,48 @@
+"""Connect to Ray: the cluster that RAY_ADDRESS names, or a small local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+OBJECT_STORE_BYTES = 1 << 30
+"""Of a local cluster; tables stream through it, they need not fit."""
+
+
+@contextmanager
+def connected(cpus: int | None = None) -> Iterator[None]:
+    """Run a block connected to Ray, and disconnect afterwards if it was not connected before.
+
+    Args:
+        cpus: of a local cluster, where one is started; None takes the machine's.
+    """
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS")
+        local = {} if address else {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **local,
+        )
+    _quiet_data()
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _quiet_data() -> None:
+    """Show Ray Data's progress bars on terminals only, and its log only from warnings up."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

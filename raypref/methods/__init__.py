@@ -1,0 +1,16 @@
+"""Every method, under one contract; the union below is the only list of them."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from raypref.methods.base import MethodConfig
+from raypref.methods.bt import BTConfig
+from raypref.methods.lore import LoReConfig
+from raypref.methods.vrf import VRFConfig
+
+AnyMethod = Annotated[BTConfig | LoReConfig | VRFConfig, Field(discriminator="type")]
+
+METHODS: tuple[type[MethodConfig], ...] = get_args(get_args(AnyMethod)[0])
+
+__all__ = ["METHODS", "AnyMethod", "BTConfig", "LoReConfig", "VRFConfig"]

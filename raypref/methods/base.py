@@ -1,0 +1,160 @@
+"""The contract of every method: four cuts and a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from torch import Tensor, nn
+
+from raypref.types import Dims, Episodes, Landscape, Loss, Pairs, Reward
+
+
+class Recipe(BaseModel):
+    """How a method is trained; a method's default recipe is its vetted setting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = Field(1000, description="Optimiser steps.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Course of the learning rate.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    users_per_step: PositiveInt = Field(64, description="Users in a step, over all workers.")
+    context: tuple[NonNegativeInt, NonNegativeInt] = Field(
+        (0, 0), description="Fewest and most comparisons a user's context may hold in training."
+    )
+    targets: PositiveInt = Field(64, description="Most comparisons a user is scored on in a step.")
+    lr: PositiveFloat = Field(1e-3, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    clip: PositiveFloat = Field(1.0, description="Largest gradient norm; longer ones are scaled down.")
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's configuration; `type` names the method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    recipe: Recipe = Recipe()
+
+    @classmethod
+    def default_recipe(cls, raw: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of the variant that `raw` describes, which a partial recipe changes."""
+        return cls.model_fields["recipe"].default
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_recipe(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        given = raw.get("recipe", {})
+        if not isinstance(given, Mapping):
+            return raw
+        return {**raw, "recipe": {**cls.default_recipe(raw).model_dump(), **given}}
+
+    @abstractmethod
+    def build(self, dims: Dims) -> RewardModel:
+        """Return an untrained model; draws from torch's global random state."""
+
+
+class RewardModel(nn.Module, ABC):
+    """A personal reward, cut into two towers: r_u(x, y) = reward(item(e(x, y)), infer(evidence of u)).
+
+    `item` and `evidence` do all work that is D wide and know no user; `infer` and `reward` know no D.
+    Embeddings may come in any float type and raw scale: `standardise` maps them to float32 of unit scale.
+    """
+
+    uncertain: ClassVar[bool] = True
+    """Whether `reward` and `margin` return a variance."""
+
+    center_D: Tensor
+    scale: Tensor
+
+    def __init__(self, dims: Dims) -> None:
+        """Create the embedding statistics; `fit_scale` fills them."""
+        super().__init__()
+        self.dims = dims
+        self.register_buffer("center_D", torch.zeros(dims.embedding))
+        self.register_buffer("scale", torch.ones(()))
+
+    def fit_scale(self, sample_ND: Tensor) -> None:
+        """Set the centre and the scale from a sample of embeddings: mean 0, mean square 1 over all D."""
+        sample_ND = sample_ND.float()
+        self.center_D.copy_(sample_ND.mean(0))
+        spread = (sample_ND - self.center_D).square().mean().sqrt()
+        self.scale.copy_(spread.clamp_min(torch.finfo(torch.float32).tiny))
+
+    def standardise(self, emb_ND: Tensor) -> Tensor:
+        """Return embeddings centred and divided by one scalar, float32."""
+        return (emb_ND.float() - self.center_D) / self.scale
+
+    @abstractmethod
+    def item(self, emb_ND: Tensor) -> Tensor:
+        """Return item_NF, the features of items that any user's reward needs."""
+
+    @abstractmethod
+    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
+        """Return evidence_NE, all that a comparison says about the user who made it."""
+
+    @abstractmethod
+    def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
+        """Return user_BZ from each user's evidence; no evidence at all gives the population's user."""
+
+    @abstractmethod
+    def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
+        """Return mean and variance of each item's reward for each user."""
+
+    @abstractmethod
+    def margin(self, chosen_BNF: Tensor, rejected_BNF: Tensor, user_BZ: Tensor) -> Reward:
+        """Return mean and variance of the reward difference; shared uncertainty cancels."""
+
+    @abstractmethod
+    def loss(self, episodes: Episodes, progress: float) -> Loss:
+        """Return the training loss of a step; `progress` runs from 0 to 1 over the training."""
+
+    def settle(self, seen: Iterable[Pairs]) -> None:
+        """Derive what inference needs beyond the trained parameters, such as a prior, from seen users.
+
+        Called before the model is evaluated or saved; twice over the same users changes nothing.
+
+        Args:
+            seen: training comparisons of seen users, in batches; a method may read only as many as it needs.
+        """
+
+    def landscape(self, user_BZ: Tensor) -> Landscape | None:
+        """Return users and bases in one space, to draw a map of; None where a method has no such space."""
+        return None
+
+    def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
+        """Return AdamW's parameter groups; a method with parts of different scale overrides it."""
+        return [{"params": list(self.parameters()), "lr": recipe.lr, "weight_decay": recipe.weight_decay}]
+
+    def encode(self, pairs: Pairs) -> Tensor:
+        """Return evidence_BPE of a padded batch; padding is encoded too, `infer` masks it."""
+        return self.evidence(pairs.chosen_BPD, pairs.rejected_BPD)
+
+    def forward(self, pairs: Pairs, user_BZ: Tensor) -> Reward:
+        """Return the margin of each comparison: the uncut forward pass."""
+        return self.margin(self.item(pairs.chosen_BPD), self.item(pairs.rejected_BPD), user_BZ)
+
+
+def preference_loss(margin: Reward, mask_BP: Tensor) -> Tensor:
+    """Return the mean over users of each user's mean −log σ(margin), variance-attenuated where there is one.
+
+    Every user weighs the same (LoRe, arXiv 2504.14439); users without comparisons do not count.
+    """
+    nll_BP = -F.logsigmoid(margin.logit_BN().float()) * mask_BP
+    weight_B = mask_BP.sum(1)
+    per_user_B = nll_BP.sum(1) / weight_B.clamp_min(torch.finfo(torch.float32).tiny)
+    return per_user_B.sum() / (weight_B > 0).sum().clamp_min(1)

@@ -1,0 +1,68 @@
+"""Diagonal Gaussians: products, distances and divergences in closed form.
+
+Every function takes means and variances whose last axis is the space; leading axes broadcast.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def product(
+    precision_BPL: Tensor, weighted_mean_BPL: Tensor, mask_BP: Tensor, prior_precision: float
+) -> tuple[Tensor, Tensor]:
+    """Return mean_BL and var_BL of the product of each user's Gaussians and a N(0, 1/prior_precision) expert.
+
+    Λ = Λ₀ + Σ mᵢ·λᵢ, μ = Σ mᵢ·λᵢ·μᵢ / Λ, where mᵢ is the mask. It is a sum: order and padding do not matter,
+    and a Gaussian taken n times counts n times.
+
+    Args:
+        precision_BPL: λᵢ of each Gaussian.
+        weighted_mean_BPL: λᵢ·μᵢ of each Gaussian.
+        mask_BP: weight of each Gaussian, 0 where padded.
+        prior_precision: Λ₀; with 0 and no Gaussians the result is undefined.
+    """
+    mask_BP1 = mask_BP.unsqueeze(-1)
+    var_BL = 1.0 / (prior_precision + (precision_BPL * mask_BP1).sum(1))
+    return var_BL * (weighted_mean_BPL * mask_BP1).sum(1), var_BL
+
+
+def wasserstein2(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
+    """Return the squared 2-Wasserstein distance: ‖μ_a − μ_b‖² + ‖σ_a − σ_b‖², summed over the last axis."""
+    return (mean_a - mean_b).square().sum(-1) + (var_a.sqrt() - var_b.sqrt()).square().sum(-1)
+
+
+def kl(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
+    """Return KL(a ‖ b) in nats, summed over the last axis."""
+    return 0.5 * (
+        var_a / var_b + (mean_a - mean_b).square() / var_b - 1.0 + var_b.log() - var_a.log()
+    ).sum(-1)
+
+
+def log_density(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Return log N(x; mean, var) in nats, summed over the last axis."""
+    return -0.5 * ((x - mean).square() / var + var.log() + math.log(2.0 * math.pi)).sum(-1)
+
+
+def kl_to_mixture_bound(mean_BL: Tensor, var_BL: Tensor, mean_KL: Tensor, var_KL: Tensor) -> Tensor:
+    """Return an upper bound of KL(q ‖ uniform mixture) per row, nats, without sampling.
+
+    −log (1/K) Σ_k exp(−KL(q ‖ p_k)), the variational bound of Hershey and Olsen (ICASSP 2007); exact when
+    the K components are one.
+    """
+    kl_BK = kl(mean_BL.unsqueeze(-2), var_BL.unsqueeze(-2), mean_KL, var_KL)
+    return math.log(kl_BK.shape[-1]) - torch.logsumexp(-kl_BK, -1)
+
+
+def kl_to_mixture_sampled(
+    mean_BL: Tensor, var_BL: Tensor, mean_KL: Tensor, var_KL: Tensor, noise_SBL: Tensor
+) -> Tensor:
+    """Return the Monte Carlo estimate of KL(q ‖ uniform mixture) per row, nats, from standard-normal noise."""
+    z_SBL = mean_BL + var_BL.sqrt() * noise_SBL
+    log_q_SB = log_density(z_SBL, mean_BL, var_BL)
+    log_p_SBK = log_density(z_SBL.unsqueeze(-2), mean_KL, var_KL)
+    log_p_SB = torch.logsumexp(log_p_SBK, -1) - math.log(log_p_SBK.shape[-1])
+    return (log_q_SB - log_p_SB).mean(0)

@@ -1,0 +1,219 @@
+"""LoRe: low-rank rewards; a user is a weight for each of K shared basis rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from raypref.methods.base import MethodConfig, Recipe, RewardModel, preference_loss
+from raypref.methods.fewshot import (
+    gaussian_posterior,
+    leave_one_out,
+    log_likelihood,
+    pack,
+    unpack,
+    variational_nll,
+)
+from raypref.methods.linear import LinearRewardModel
+from raypref.types import Dims, Episodes, Loss, Pairs, Reward
+
+PUBLISHED_RECIPE = Recipe(
+    steps=1000, schedule="constant", warmup=0.0, users_per_step=2000, targets=64, lr=0.5, clip=1e6
+)
+"""What the authors train with: full-batch Adam, rate 0.5."""
+
+
+class LoReConfig(MethodConfig):
+    """Low-rank reward modelling: shared basis rewards, a few weights per user."""
+
+    type: Literal["lore"] = "lore"
+    recipe: Recipe = Recipe(steps=400, users_per_step=128, targets=64, lr=1e-2)
+    solver: Literal["posterior", "adam"] = Field(
+        "posterior",
+        description="posterior: Gaussian weights around a common reward, adapted by Bayes under the prior of "
+        "the seen users; adam: as published, simplex weights adapted by 500 Adam steps, no uncertainty.",
+    )
+    bases: PositiveInt = Field(8, description="K, the number of basis rewards.")
+    basis_l2: float = Field(0.01, ge=0, description="Penalty on the squared norm of the bases.")
+    common_l2: float = Field(0.04, ge=0, description="Penalty on the squared norm of the common reward.")
+    population: float = Field(
+        1.0, ge=0, description="Weight of the common reward's own loss: it serves users nothing is known of."
+    )
+    iterations: PositiveInt = Field(8, description="Rounds of the variational solver.")
+    particles: PositiveInt = Field(1024, description="S, seen users whose weights make the prior.")
+    shrink_rounds: PositiveInt = Field(2, description="Leave-one-out rounds that shrink the prior's weights.")
+    logit_scale: PositiveFloat = Field(0.03, description="adam only: logits are this times δᵀVw.")
+    adapt_lr: PositiveFloat = Field(0.1, description="adam only: learning rate of a new user's weights.")
+    adapt_steps: PositiveInt = Field(500, description="adam only: steps of a new user's weights.")
+
+    @classmethod
+    def default_recipe(cls, raw: Mapping[str, Any]) -> Recipe:
+        """Return the published recipe for the published solver."""
+        return PUBLISHED_RECIPE if raw.get("solver") == "adam" else super().default_recipe(raw)
+
+    def build(self, dims: Dims) -> RewardModel:
+        """Return an untrained model."""
+        return PublishedLoRe(self, dims) if self.solver == "adam" else LoRe(self, dims)
+
+
+class LoRe(LinearRewardModel):
+    """r_u(x, y) = b·e + w_uᵀ Vᵀe, w_u with a learned prior (LoRe, arXiv 2504.14439, made Bayesian).
+
+    Training is variational EM: each step solves for N(m_u, S_u) of every user in it under a standard-normal
+    prior, then moves b and V along the gradient of the same bound (Jaakkola and Jordan 2000). No user owns a
+    parameter, so any number of users trains in any order.
+
+    Inference is Bayes with the seen users' weights, shrunk leave-one-out, as S equally likely particles w_s:
+    p_s ∝ Π σ(c + f·w_s); the user vector is the mean and the covariance under p. Evidence and item features
+    are the common reward and the K basis rewards, so Z = K + K(K+1)/2.
+    """
+
+    weights_SK: Tensor
+
+    def __init__(self, config: LoReConfig, dims: Dims) -> None:
+        """Start from a zero common reward and small random bases."""
+        super().__init__(dims)
+        self.config = config
+        self.common_D = nn.Parameter(torch.zeros(dims.embedding))
+        spread = 0.3 / math.sqrt(dims.embedding)
+        self.bases_DK = nn.Parameter(spread * torch.randn(dims.embedding, config.bases))
+        particles = min(config.particles, dims.users)
+        self.register_buffer("weights_SK", torch.zeros(particles, config.bases))
+
+    def item(self, emb_ND: Tensor) -> Tensor:
+        """Return the common reward and the K basis rewards, F = 1 + K."""
+        heads_DF = torch.cat([self.common_D.unsqueeze(-1), self.bases_DK], 1)
+        return (self.standardise(emb_ND) @ heads_DF).float()
+
+    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
+        """Return the differences of the item features, E = 1 + K."""
+        heads_DF = torch.cat([self.common_D.unsqueeze(-1), self.bases_DK], 1)
+        difference_ND = self.standardise(chosen_ND) - self.standardise(rejected_ND)
+        return (difference_ND @ heads_DF).float()
+
+    def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
+        """Return mean and packed covariance of the weights under the particles."""
+        loglik_BS = log_likelihood(evidence_BPE[..., 0], evidence_BPE[..., 1:], mask_BP, self.weights_SK)
+        chance_BS = torch.softmax(loglik_BS, 1)
+        mean_BK = chance_BS @ self.weights_SK
+        row, column = torch.tril_indices(*self.weights_SK.shape[1:] * 2, device=mean_BK.device)
+        product_ST = self.weights_SK[:, row] * self.weights_SK[:, column]
+        cov_BT = chance_BS @ product_ST - mean_BK[:, row] * mean_BK[:, column]
+        return torch.cat([mean_BK, cov_BT], 1)
+
+    def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
+        """Return c + f·mean, and fᵀ cov f."""
+        bases = self.config.bases
+        feature_BNK = item_BNF[..., 1:]
+        mean_BN = item_BNF[..., 0] + (feature_BNK @ user_BZ[:, :bases].unsqueeze(-1)).squeeze(-1)
+        cov_BKK = unpack(user_BZ[:, bases:], bases)
+        return Reward(mean_BN, ((feature_BNK @ cov_BKK) * feature_BNK).sum(-1).clamp_min(0.0))
+
+    def loss(self, episodes: Episodes, progress: float) -> Loss:
+        """Return the variational bound, averaged per comparison, with the penalties."""
+        config, mask_BP = self.config, episodes.target.mask_BP
+        evidence_BPE = self.encode(episodes.target)
+        common_BP, feature_BPK = evidence_BPE[..., 0], evidence_BPE[..., 1:]
+        with torch.no_grad():
+            mean_BK, cov_BKK = gaussian_posterior(common_BP, feature_BPK, mask_BP, config.iterations // 2)
+        count = mask_BP.sum()
+        personal = variational_nll(common_BP, feature_BPK, mask_BP, mean_BK, cov_BKK) / count
+        population = (F.softplus(-common_BP) * mask_BP).sum() / count
+        penalty = (
+            config.basis_l2 * self.bases_DK.square().sum() + config.common_l2 * self.common_D.square().sum()
+        )
+        return Loss(
+            personal + config.population * population + penalty,
+            {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},
+        )
+
+    @torch.no_grad()
+    def settle(self, seen: Iterable[Pairs]) -> None:
+        """Make the prior from the first S seen users: their posterior means, shrunk leave-one-out."""
+        wanted, kept = len(self.weights_SK), []
+        for pairs in seen:
+            evidence_BPE = self.encode(pairs)
+            kept.append((evidence_BPE, pairs.mask_BP))
+            wanted -= len(evidence_BPE)
+            if wanted <= 0:
+                break
+        if not kept:
+            return
+        width = max(mask_BP.shape[1] for _, mask_BP in kept)
+        evidence_SPE = torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part, _ in kept])
+        mask_SP = torch.cat([F.pad(mask_BP, (0, width - mask_BP.shape[1])) for _, mask_BP in kept])
+        evidence_SPE, mask_SP = evidence_SPE[: len(self.weights_SK)], mask_SP[: len(self.weights_SK)]
+        common_SP, feature_SPK = evidence_SPE[..., 0], evidence_SPE[..., 1:]
+        mean_SK, _ = gaussian_posterior(common_SP, feature_SPK, mask_SP, self.config.iterations)
+        if len(mean_SK) > 1:
+            loglik_SS = log_likelihood(common_SP, feature_SPK, mask_SP, mean_SK)
+            mean_SK = leave_one_out(loglik_SS, mean_SK, self.config.shrink_rounds)
+        # Fewer users than particles: repeat them all equally often, as far as it goes.
+        repeats = -(-len(self.weights_SK) // len(mean_SK))
+        self.weights_SK.copy_(mean_SK.repeat(repeats, 1)[: len(self.weights_SK)])
+
+
+class PublishedLoRe(LinearRewardModel):
+    """r_u(x, y) = w_uᵀ Vᵀe with w_u = softmax(a_u) on the simplex, as published (arXiv 2504.14439).
+
+    V and one row a_u per seen user are trained together by Adam; a new user's a is fitted by Adam from a
+    fixed draw of N(0, 1). A user without comparisons gets the mean of the seen users' weights.
+    """
+
+    start_K: Tensor
+    center_K: Tensor
+
+    def __init__(self, config: LoReConfig, dims: Dims) -> None:
+        """Draw the bases and all weights from N(0, 1)."""
+        super().__init__(dims)
+        self.config = config
+        self.bases_DK = nn.Parameter(torch.randn(dims.embedding, config.bases))
+        self.logits_UK = nn.Parameter(torch.randn(dims.users, config.bases))
+        self.register_buffer("start_K", torch.randn(config.bases))
+        self.register_buffer("center_K", torch.full((config.bases,), 1.0 / config.bases))
+
+    def item(self, emb_ND: Tensor) -> Tensor:
+        """Return the K basis rewards."""
+        return self.config.logit_scale * (self.standardise(emb_ND) @ self.bases_DK).float()
+
+    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
+        """Return the K basis differences."""
+        return self.item(chosen_ND) - self.item(rejected_ND)
+
+    def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
+        """Return weights after `adapt_steps` Adam steps on the negative log-likelihood of the comparisons."""
+        with torch.enable_grad():
+            logits_BK = self.start_K.expand(len(evidence_BPE), -1).clone().requires_grad_()
+            # The optimiser divides by its own gradient, so a sum over users leaves each user's path alone.
+            optimiser = torch.optim.Adam([logits_BK], lr=self.config.adapt_lr)
+            evidence_BPE = evidence_BPE.detach()
+            for _ in range(self.config.adapt_steps):
+                weights_BK1 = torch.softmax(logits_BK, -1).unsqueeze(-1)
+                margin_BP = (evidence_BPE @ weights_BK1).squeeze(-1)
+                loss = (F.softplus(-margin_BP) * mask_BP).sum()
+                (logits_BK.grad,) = torch.autograd.grad(loss, [logits_BK])
+                optimiser.step()
+        known_B1 = (mask_BP.sum(1, keepdim=True) > 0).float()
+        return known_B1 * torch.softmax(logits_BK.detach(), -1) + (1 - known_B1) * self.center_K
+
+    def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
+        """Return f·w, with no variance: a point estimate knows no doubt."""
+        mean_BN = (item_BNF @ user_BZ.unsqueeze(-1)).squeeze(-1)
+        return Reward(mean_BN, torch.zeros_like(mean_BN))
+
+    def loss(self, episodes: Episodes, progress: float) -> Loss:
+        """Return the mean over users of each user's mean negative log-likelihood."""
+        weights_BK = torch.softmax(self.logits_UK[episodes.user_B], -1)
+        nll = preference_loss(self(episodes.target, weights_BK), episodes.target.mask_BP)
+        return Loss(nll, {"nll": nll.detach()})
+
+    @torch.no_grad()
+    def settle(self, seen: Iterable[Pairs]) -> None:
+        """Set the weights of a user nothing is known of."""
+        self.center_K.copy_(torch.softmax(self.logits_UK, -1).mean(0))

@@ -1,0 +1,87 @@
+"""Metrics of a training run: JSON lines and TensorBoard, rewound when a run resumes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from raypref import files
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writes one line of metrics at a time; lines past the step that a run resumes from are dropped."""
+
+    def __init__(self, directory: Path, resume_step: int) -> None:
+        """Open the log of a run that has taken `resume_step` steps."""
+        path = directory / METRICS_FILE
+        kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Log values of a step; `kind` is train or valid."""
+        self._file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a metrics file; a line that a kill cut short is not one."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+@contextmanager
+def progress(directory: Path, steps: int, interval_s: float = 1.0) -> Iterator[None]:
+    """Show the progress of the run that logs to `directory`: a bar on a terminal, JSON lines elsewhere."""
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(directory, steps, interval_s, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _follow(directory: Path, steps: int, interval_s: float, done: threading.Event) -> None:
+    bar = tqdm(total=steps, unit="step", desc="train") if sys.stderr.isatty() else None
+    shown = time.time()
+    finished = False
+    while not finished:
+        finished = done.wait(interval_s)
+        for line in read_lines(directory / METRICS_FILE):
+            if line["time"] <= shown:
+                continue
+            shown = line["time"]
+            if bar is None:
+                print(json.dumps(line), file=sys.stderr, flush=True)
+            else:
+                bar.update(line["step"] - bar.n)
+                bar.set_postfix({name: f"{line[name]:.4g}" for name in ("loss", "accuracy") if name in line})
+    if bar is not None:
+        bar.close()

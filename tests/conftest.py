@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for the whole run, with explicit resources."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        object_store_memory=512 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real preferences; RAYPREF_REAL_DATA names it, ../shared/data is looked at too."""
+    folder = Path(os.environ.get("RAYPREF_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "polis_ratings.parquet").is_file():
+        pytest.skip(f"no real data in {folder}")
+    return folder
