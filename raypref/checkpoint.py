@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from raypref import __version__, files
 from raypref.errors import CorruptError, InputError, MismatchError
 from raypref.methods import AnyMethod
-from raypref.methods.base import RewardModel
+from raypref.methods.base import MethodConfig, RewardModel
 from raypref.schema import Embedder
 from raypref.types import Dims
 
@@ -101,15 +101,11 @@ class Bundle:
             write_manifest(work)
 
 
-def build(method: Any, dims: Dims) -> RewardModel:
-    """Return an untrained model without disturbing torch's random state."""
+def build(method: MethodConfig, dims: Dims, seed: int = 0) -> RewardModel:
+    """Return the untrained model that a seed names, without disturbing torch's random state."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         return method.build(dims)
-
-
-def parse_method(raw: Mapping[str, Any]) -> Any:
-    """Return the method config that a mapping describes."""
-    return TypeAdapter(AnyMethod).validate_python(raw)
 
 
 def library_versions() -> dict[str, str]:

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="raypref",
         description="Personal reward models, at population scale, on Ray.",
-        epilog="One YAML describes a run; --set a.b=c changes a value of it. `raypref COMMAND --help` says more.",
+        epilog="One YAML describes a run; --set a.b=c changes a value. `raypref COMMAND --help` says more.",
     )
     parser.add_argument("--version", action="version", version=f"raypref {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -97,7 +97,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _plant(arguments: argparse.Namespace) -> None:
-    from raypref.data.planted_tables import write_planted
+    from raypref.data.planting import write_planted
 
     config = _config(arguments)
     metadata = write_planted(config.planted, config.items_dir, config.tables_dir)
@@ -114,10 +114,10 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from raypref.evaluate.run import evaluate_bundles
+    from raypref.evaluate.run import evaluate_bundles, summary
 
     config = _config(arguments)
-    print(evaluate_bundles(config, arguments.bundles or [config.bundle_dir]))
+    print(summary(evaluate_bundles(config, arguments.bundles or [config.bundle_dir])))
     print(f"report: {config.report_dir / 'report.html'}")
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from raypref.errors import ConfigError
-from raypref.methods import AnyMethod, VRFConfig
+from raypref.methods import DEFAULT_METHOD, AnyMethod
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -190,6 +190,9 @@ class EvaluateConfig(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Of the intervals.")
     quantiles: PositiveInt = Field(5, description="Bins of the model's own uncertainty.")
     users_per_batch: PositiveInt = Field(512, description="Users inferred at a time.")
+    baseline: str = Field(
+        "bt", description="Name of the bundle that others are compared with, where it is one of them."
+    )
 
 
 class RunConfig(Section):
@@ -204,7 +207,7 @@ class RunConfig(Section):
     embed: EmbedConfig = TransformersConfig()
     planted: PlantedConfig = PlantedConfig()
     prepare: PrepareConfig = PrepareConfig()
-    method: AnyMethod = VRFConfig()
+    method: AnyMethod = DEFAULT_METHOD
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -242,12 +245,21 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a run's configuration is a mapping, this is a {type(raw).__name__}.")
+    return parse_config(raw, overrides, str(path or "configuration"))
+
+
+def parse_config(raw: dict[str, Any], overrides: list[str], where: str) -> RunConfig:
+    """Return the run that a mapping describes, changed by `a.b=c` overrides.
+
+    Raises:
+        ConfigError: a key is unknown or a value is invalid; the message begins with `where`.
+    """
     for override in overrides:
         _apply(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(describe(error, str(path or "configuration"))) from error
+        raise ConfigError(describe(error, where)) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

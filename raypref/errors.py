@@ -23,3 +23,7 @@ class CorruptError(RayprefError):
 
 class EngineError(RayprefError):
     """An embedding engine is unavailable or kept failing."""
+
+
+class DivergedError(RayprefError):
+    """Training left the finite numbers; the same run would do so again."""

@@ -142,7 +142,7 @@ USERS_SCHEMA = pa.schema(
         pa.field("cold", pa.int32(), nullable=False),
     ]
 )
-"""One row a user, by `user`; `row` is the dense number among seen users, null for unseen ones; then counts."""
+"""One row a user, by `user`; `row` numbers the seen users densely, null for unseen ones; then counts."""
 
 
 def canonical_text(value: object) -> str:

@@ -24,9 +24,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_interrupted_directory_vanishes(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "table"
-    with pytest.raises(error), files.new_directory(target) as work:
-        (work / "part").write_text("half")
-        raise error
+
+    def interrupted() -> None:
+        with files.new_directory(target) as work:
+            (work / "part").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,20 +144,20 @@ def _hugging_face(path: Path, batch_rows: int) -> Iterator[RawColumns]:
         raise InputError(
             f"{path}: this is a Hugging Face dataset; install its reader with `pip install raypref[hf]`."
         ) from error
+    row = 0
     try:
         loaded = datasets.load_from_disk(str(path))
+        parts = loaded.values() if isinstance(loaded, datasets.DatasetDict) else [loaded]
+        for part in parts:
+            names = [name for name in part.column_names if name in COLUMNS]
+            if len(part) == 0:
+                yield {name: [] for name in names}
+            for table in part.select_columns(names).with_format("arrow").iter(batch_rows):
+                assert isinstance(table, pa.Table)
+                yield _from_arrow(table)
+                row += table.num_rows
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read as a Hugging Face dataset ({error}).") from error
-    parts: Mapping[Any, datasets.Dataset] = (
-        loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded}
-    )
-    for part in parts.values():
-        names = [name for name in part.column_names if name in COLUMNS]
-        if len(part) == 0:
-            yield {name: [] for name in names}
-        for table in part.select_columns(names).with_format("arrow").iter(batch_rows):
-            assert isinstance(table, pa.Table)
-            yield _from_arrow(table)
+        raise _damaged(path, row, error) from error
 
 
 def _from_arrow(batch: pa.RecordBatch | pa.Table) -> RawColumns:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from raypref.config import PrepareConfig
-from raypref.data.sources import RowTally
+from raypref.data.rows import RowTally
 from raypref.data.splits import COLD, SPLITS, STRADDLING, TRAIN, WARM, Splitter, mix
 
 SEEN, UNSEEN = np.uint8(1), np.uint8(2)

@@ -24,7 +24,7 @@ def contexts(items: ItemTable, comparisons: Comparisons, users_per_batch: int) -
 
 
 class HeldOut:
-    """Episodes of all training comparisons as context and held-out ones as target; iterate any number of times.
+    """Episodes with training comparisons as context and held-out ones as target; may be iterated again.
 
     Embeddings are gathered when a batch is asked for, so memory does not grow with the users.
     """

@@ -13,7 +13,8 @@ from raypref import files
 from raypref.config import RunConfig
 from raypref.data.forming import SEEN, UNSEEN, Columns, Former, keep_honest, take
 from raypref.data.items import ItemTable
-from raypref.data.sources import ComparisonRows, RatingRows, RowTally, Source, render
+from raypref.data.rows import ComparisonRows, RatingRows, RowTally
+from raypref.data.sources import Source, render
 from raypref.data.splits import COLD, SPLITS, TRAIN, WARM, Splitter, keys_of
 from raypref.data.writer import TableWriter
 from raypref.errors import InputError

@@ -1,1 +1,1 @@
-"""The whole job on text that ships with raypref: a bank of answers, and a population with conflicting tastes."""
+"""The whole job on text that ships with raypref, judged by a population with conflicting tastes."""

@@ -52,9 +52,7 @@ def load_bank() -> dict[str, list[Answer]]:
     return bank
 
 
-def judge(
-    bank: dict[str, list[Answer]], users: int, comparisons: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def judge(bank: dict[str, list[Answer]], users: int, comparisons: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield comparisons in long form: every user judges random pairs of answers to random prompts."""
     rng = np.random.default_rng(seed)
     prompts = list(bank)

@@ -14,6 +14,7 @@ import numpy as np
 from raypref import files
 from raypref.config import EmbedConfig, HTTPConfig
 from raypref.data.sources import CHAT_TEMPLATE
+from raypref.embed.tokens import Tokens
 from raypref.errors import ConfigError, EngineError
 from raypref.schema import Embedder
 
@@ -56,7 +57,8 @@ def resolve(config: EmbedConfig) -> Model:
     """Find the model of a configuration, and read its revision and width. No weights are loaded.
 
     Raises:
-        ConfigError: there is no such package, folder or model, or its files are incomplete.
+        ConfigError: there is no such package, folder or model, its files are incomplete, or it lacks the
+            chat template that is asked for.
         EngineError: the model hub cannot be reached.
     """
     if isinstance(config, HTTPConfig):
@@ -73,6 +75,8 @@ def resolve(config: EmbedConfig) -> Model:
         revision = folder.name
     elif config.revision not in (None, revision):
         raise ConfigError(f"embed.revision: {folder} is {revision}, not {config.revision}.")
+    if config.template == CHAT_TEMPLATE:
+        Tokens(str(folder), config.template, config.max_length)
     return Model(str(folder), _embedder(config, name, str(revision), _width(folder)))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypref import files
+from raypref import errors, files
 from raypref.config import EmbedConfig, RunConfig
 from raypref.data.items import ItemTable, append_items, check_vectors, write_items
 from raypref.data.sources import iter_texts, render
@@ -21,7 +22,7 @@ from raypref.embed.cluster import connect
 from raypref.embed.engine import Model, resolve
 from raypref.embed.staging import Staging
 from raypref.errors import EngineError, InputError, MismatchError, RayprefError
-from raypref.schema import ItemsMetadata, content_hash, require_embedder
+from raypref.schema import ItemsMetadata, content_hash, read_metadata, require_embedder
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -42,8 +43,7 @@ def embed(config: RunConfig) -> ItemsMetadata:
         EngineError: the engine is unavailable, failed, or gave an unusable vector.
     """
     texts = (render(config.embed.template, *item) for item in iter_texts(config.input))
-    assert config.items is not None
-    return embed_texts(texts, config.items, config.embed)
+    return embed_texts(texts, config.items_dir, config.embed)
 
 
 def embed_texts(texts: Iterable[str], directory: Path, config: EmbedConfig) -> ItemsMetadata:
@@ -61,12 +61,9 @@ def embed_texts(texts: Iterable[str], directory: Path, config: EmbedConfig) -> I
             _run(plan, staging, config, model)
         if len(plan.keys_N):
             write = append_items if table else write_items
-            metadata = write(directory, model.embedder, staging.ordered(plan.keys_N))
-        else:
-            assert table is not None
-            metadata = table.metadata
+            write(directory, model.embedder, staging.ordered(plan.keys_N))
         staging.remove()
-    return metadata
+    return read_metadata(directory, ItemsMetadata)
 
 
 @dataclass(frozen=True)
@@ -146,12 +143,12 @@ def _run(plan: _Plan, staging: Staging, config: EmbedConfig, model: Model) -> No
     from ray.exceptions import RayError
 
     connect()
-    dataset = ray.data.read_parquet(
-        [str(todo.path) for todo in plan.todo],
-        override_num_blocks=len(plan.todo),
-        # Engines may hold every CPU of a small cluster; reading must not wait for one of them to end.
-        num_cpus=0,
+    # One block a part, which reading Parquet does not promise. Engines may hold every CPU of a small
+    # cluster; reading must not wait for one of them to end.
+    parts = ray.data.from_items(
+        [{"path": str(todo.path)} for todo in plan.todo], override_num_blocks=len(plan.todo)
     )
+    dataset = parts.flat_map(_read, num_cpus=0)
     batches = _apply(dataset, config, model).iter_batches(batch_size=None, batch_format="numpy")
     try:
         _collect(cast(Iterable[Batch], batches), plan.todo, staging, model)
@@ -159,6 +156,10 @@ def _run(plan: _Plan, staging: Staging, config: EmbedConfig, model: Model) -> No
         raise
     except RayError as error:
         raise _explain(error) from error
+
+
+def _read(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return pq.read_table(row["path"], schema=TODO_SCHEMA).to_pylist()
 
 
 def _apply(dataset: Dataset, config: EmbedConfig, model: Model) -> Dataset:
@@ -203,14 +204,14 @@ def _collect(batches: Iterable[Batch], todo: list[_Todo], staging: Staging, mode
 
 
 def _explain(error: BaseException) -> RayprefError:
-    """Return the error of ours that a Ray error carries, or one that says what the engine died of."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, RayprefError):
-            return type(cause)(cause.args[-1])
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        cause = inner if inner is not cause else None
-    last = str(error).strip().splitlines()[-1]
+    """Return the error that an engine raised in its worker, of which Ray passes on only the text."""
+    raised = re.findall(r"^([\w.]+(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    ours = [(name.rpartition("."), text) for name, text in raised if name.startswith(errors.__name__)]
+    if ours:
+        (_, _, kind), text = ours[-1]
+        return getattr(errors, kind)(text)
+    others = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.")]
     return EngineError(
-        f"the engine failed: {last} What was embedded before is kept; the next run goes on from there."
+        f"the engine failed with {others[-1] if others else repr(error)}. "
+        "What was embedded before is kept; the next run goes on from there."
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,6 +23,7 @@ CPU_ENVIRONMENT = {
     # vLLM would bind its threads to cores by itself: every engine of a node to the same ones.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+"""What an engine on CPUs is told unless the environment says otherwise."""
 
 
 def apply(dataset: Dataset, config: VLLMConfig, model: Model) -> Dataset:
@@ -34,7 +36,12 @@ def apply(dataset: Dataset, config: VLLMConfig, model: Model) -> Dataset:
     from ray.data.llm import build_processor
 
     tokenised = dataset.map_batches(
-        partial(_tokenise, source=model.source, template=config.template, max_length=config.max_length),
+        cast(Any, _tokenise),
+        fn_kwargs={
+            "source": model.source,
+            "template": config.template,
+            "max_length": config.max_length,
+        },
         num_cpus=0,
     )
     processor = build_processor(
@@ -57,7 +64,8 @@ def processor_config(config: VLLMConfig, source: str) -> Any:
     if config.num_gpus:
         bundle["GPU"] = config.num_gpus / workers
     else:
-        environment |= {"OMP_NUM_THREADS": str(max(1, int(config.num_cpus)))} | CPU_ENVIRONMENT
+        environment["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
+        environment |= {name: os.environ.get(name, value) for name, value in CPU_ENVIRONMENT.items()}
     return vLLMEngineProcessorConfig(
         model_source=source,
         task_type="embed",

@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.22,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -93,14 +94,14 @@ def label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     points = axes.get_position().height * axes.figure.get_figheight() * 72
     ordered = sorted(ends)
     wanted = [(y - low) / (high - low) * points for y, _, _ in ordered]
-    for (_, text, colour), y in zip(ordered, _spread(wanted, LABEL_GAP), strict=True):
+    for (_, text, colour), y in zip(ordered, spread(wanted, LABEL_GAP), strict=True):
         axes.annotate(
             text, (1, 0), xycoords="axes fraction", textcoords="offset points", xytext=(4, y), color=colour,
             va="center", fontsize=7.5, fontweight="bold", annotation_clip=False,
         )  # fmt: skip
 
 
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
     """Return the nearest ascending positions at least `gap` apart: isotonic regression of what is wanted."""
     groups: list[tuple[float, int]] = []
     for i, y in enumerate(wanted):
@@ -113,8 +114,8 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
     return [y + i * gap for i, y in enumerate(flat)]
 
 
-def picture(name: str, alt: str, draw: Callable[[Any], None], *, labels: bool = True) -> Picture:
-    """Return what `draw` draws on a panel's axes; `labels` leaves room for names on the right."""
+def picture(name: str, alt: str, draw: Callable[[Any], None], right: float = 0.84) -> Picture:
+    """Return what `draw` draws on a panel's axes, which end at the share `right` of its width."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -122,7 +123,7 @@ def picture(name: str, alt: str, draw: Callable[[Any], None], *, labels: bool = 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, HEIGHT))
         FigureCanvasAgg(figure)
-        figure.subplots_adjust(left=0.15, right=0.84 if labels else 0.97, top=0.9, bottom=0.165)
+        figure.subplots_adjust(left=0.15, right=right, top=0.9, bottom=0.165)
         draw(figure.add_subplot())
         svg, pdf = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})

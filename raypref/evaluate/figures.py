@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from raypref.evaluate.canvas import INK, PALETTE, Look, Picture, label_ends, picture
+from raypref.evaluate.canvas import INK, MUTED, PALETTE, Look, Picture, label_ends, picture
 from raypref.evaluate.landscape import PreferenceMap
 from raypref.evaluate.result import Cell, UserBin
 from raypref.metrics import UncertaintyBin
 from raypref.schema import Cohort
 
-ELLIPSES = 60
-"""Most users whose uncertainty a map shows."""
+ELLIPSES = 30
+"""About as many users have their uncertainty shown on a map."""
+LEAST_SHARE = 0.01
+"""A reliability diagram leaves out bins with a smaller share of the comparisons."""
 
 KEY_FONT = {"fontsize": 7, "fontweight": "bold"}
 
@@ -40,7 +42,7 @@ def few_shots(
                 [e.low for e in estimates],
                 [e.high for e in estimates],
                 color=look.colour,
-                alpha=0.16,
+                alpha=0.1,
                 lw=0,
             )
             axes.plot(x, [e.mean for e in estimates], **look.line)
@@ -68,27 +70,31 @@ def reliability(name: str, title: str, cells: Mapping[str, Cell], style: Mapping
 
     def draw(axes: Any) -> None:
         axes.plot([0.5, 1], [0.5, 1], color=INK, lw=0.8, ls=(0, (1, 2)))
-        by_ece = sorted(cells.items(), key=lambda pair: -pair[1].ece)
+        key = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+        by_ece = sorted(cells.items(), key=lambda pair: pair[1].ece)
         for row, (method, cell) in enumerate(by_ece):
-            look, bins = style[method], cell.reliability
-            x, y = [b.confidence for b in bins], [b.accuracy for b in bins]
-            total = sum(b.count for b in bins)
-            axes.plot(x, y, **{**look.line, "marker": "", "linewidth": 1.0})
-            axes.scatter(
-                x, y, s=[4 + 90 * b.count / total for b in bins], color=look.colour, marker=look.marker,
-                lw=0, alpha=0.85, zorder=3,
-            )  # fmt: skip
-            key = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (-2, 4 + 9.5 * row)}
-            axes.annotate(
-                f"{method}  ECE {cell.ece:.3f}", (1, 0), ha="right", color=look.colour, **key, **KEY_FONT
+            look, total = style[method], sum(b.count for b in cell.reliability)
+            bins = [b for b in cell.reliability if b.count >= LEAST_SHARE * total]
+            x, y, area = zip(
+                *((b.confidence, b.accuracy, 4 + 90 * b.count / total) for b in bins), strict=True
             )
-        low = min(0.5, *(b.accuracy for cell in cells.values() for b in cell.reliability))
-        axes.set(
-            title=title, xlabel="confidence", ylabel="accuracy", xlim=(0.49, 1.01), ylim=(low - 0.02, 1.02)
-        )
+            axes.plot(x, y, **{**look.line, "marker": "", "linewidth": 1.0})
+            axes.scatter(x, y, s=area, color=look.colour, marker=look.marker, lw=0, alpha=0.85, zorder=3)
+            axes.annotate(
+                f"{method} {cell.ece:.3f}",
+                (1, 1),
+                xytext=(4, -18 - 10 * row),
+                color=look.colour,
+                **key,
+                **KEY_FONT,
+            )
+        axes.annotate("ECE", (1, 1), xytext=(4, -8), color=MUTED, **key, **KEY_FONT)
+        axes.set(title=title, xlabel="confidence", ylabel="accuracy", xlim=(0.49, 1.01))
 
     said = "; ".join(f"{method} {cell.ece:.3f}" for method, cell in cells.items())
-    return picture(name, f"{title}: accuracy by confidence; expected calibration error {said}.", draw)
+    return picture(
+        name, f"{title}: accuracy by confidence; expected calibration error {said}.", draw, right=0.75
+    )
 
 
 def selective(name: str, title: str, cells: Mapping[str, Cell], style: Mapping[str, Look]) -> Picture:
@@ -101,12 +107,12 @@ def selective(name: str, title: str, cells: Mapping[str, Cell], style: Mapping[s
             x, y = [100 * p.coverage for p in points], [p.accuracy for p in points]
             axes.plot(x, y, **{**look.line, "marker": ""})
             ends.append((y[0], method, look.colour))
-        axes.set(title=title, xlabel="most certain share of the comparisons, %", ylabel="accuracy")
+        axes.set(title=title, xlabel="most confident share of the comparisons, %", ylabel="accuracy")
         axes.set_xlim(102, 5)
         label_ends(axes, ends)
 
     said = [
-        f"{method} {_at(cell, 0.25):.3f} on the most certain quarter, {_at(cell, 1.0):.3f} on all"
+        f"{method} {_at(cell, 0.25):.3f} on the most confident quarter, {_at(cell, 1.0):.3f} on all"
         for method, cell in cells.items()
     ]
     return picture(name, f"{title}: selective accuracy; {'; '.join(said)}.", draw)
@@ -153,8 +159,10 @@ def preference_map(name: str, title: str, place: PreferenceMap) -> Picture:
         position_U2 = np.array(place.positions).reshape(-1, 2)
         ellipses = list(zip(place.positions, place.ellipses or (), place.cohorts, strict=False))
         for xy, ellipse, cohort in ellipses[:: max(1, len(ellipses) // ELLIPSES)]:
-            size = (2 * ellipse.major, 2 * ellipse.minor)
-            axes.add_patch(Ellipse(xy, *size, angle=ellipse.angle, color=colours[cohort], alpha=0.13, lw=0.4))
+            shape = {"width": 2 * ellipse.major, "height": 2 * ellipse.minor, "angle": ellipse.angle}
+            colour = colours[cohort]
+            axes.add_patch(Ellipse(xy, **shape, facecolor="none", edgecolor=colour, alpha=0.45, lw=0.6))
+            axes.add_patch(Ellipse(xy, **shape, facecolor=colour, alpha=0.05, lw=0))
         for row, (cohort, colour) in enumerate(colours.items()):
             mine = np.array(place.cohorts) == cohort
             look = {"color": colour, "marker": "o^"[row], "lw": 0, "alpha": 0.75}
@@ -171,7 +179,7 @@ def preference_map(name: str, title: str, place: PreferenceMap) -> Picture:
 
     counts = ", ".join(f"{sum(c == cohort for c in place.cohorts)} {cohort}" for cohort in colours)
     alt = f"{title}: {counts} users and {len(place.bases or ())} bases on two principal axes, "
-    return picture(name, alt + f"which hold {sum(place.explained):.0%} of the variance.", draw, labels=False)
+    return picture(name, alt + f"which hold {sum(place.explained):.0%} of the variance.", draw, right=0.97)
 
 
 def _at(cell: Cell, coverage: float) -> float:

@@ -49,7 +49,7 @@ class UserBin(Section):
 
 
 class SelectivePoint(Section):
-    """The accuracy when only the most certain share of the comparisons is judged."""
+    """The accuracy when only the most confident share of the comparisons is judged."""
 
     coverage: float
     accuracy: float
@@ -64,7 +64,10 @@ class Uncertainty(Section):
     )
     by_quantile: list[UncertaintyBin] = Field(description="Equal shares of the comparisons, certain first.")
     by_user: list[UserBin] = Field(description="Equal shares of the users, certain first.")
-    selective: list[SelectivePoint]
+    selective: list[SelectivePoint] = Field(
+        description="By confidence max(p, 1−p), for every method: the deviation of a margin grows with the "
+        "margin itself, so it cannot say which comparisons to leave to somebody else."
+    )
 
 
 class Cell(Section):

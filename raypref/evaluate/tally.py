@@ -29,7 +29,8 @@ class Tally:
         self._margin_std = True
         self._hits = 0
         self._reliability = Reliability.of([])
-        self._ranking = Ranking.of([], [])
+        self._by_spread = Ranking.of([], [])
+        self._by_doubt = Ranking.of([], [])
         self._columns: list[dict[str, np.ndarray]] = []
 
     def add(
@@ -51,14 +52,16 @@ class Tally:
         """
         place_M = np.repeat(np.arange(len(user_B)), mask_BN.sum(1))
         sums = {name: np.zeros(len(user_B)) for name in ("accuracy", "nll", "uncertainty")}
+        self._margin_std = spreads[0] is not None
         for logit_M, spread_M in zip(logits, spreads, strict=True):
             hit_M = metrics.hits(logit_M)
-            self._margin_std = spread_M is not None
-            doubt_M = 1.0 - metrics.confidence(logit_M) if spread_M is None else spread_M
+            doubt_M = 1.0 - metrics.confidence(logit_M)
+            spread_M = doubt_M if spread_M is None else spread_M
             self._hits += int(hit_M.sum())
             self._reliability += Reliability.of(logit_M)
-            self._ranking += Ranking.of(doubt_M, hit_M)
-            for name, value_M in zip(sums, (hit_M, metrics.nll(logit_M), doubt_M), strict=True):
+            self._by_spread += Ranking.of(spread_M, hit_M)
+            self._by_doubt += Ranking.of(doubt_M, hit_M)
+            for name, value_M in zip(sums, (hit_M, metrics.nll(logit_M), spread_M), strict=True):
                 used_U, mean_U = metrics.mean_per_user(value_M, place_M)
                 sums[name][used_U] += mean_U
         self._draws = len(logits)
@@ -98,10 +101,10 @@ class Tally:
         self, accuracy_U: np.ndarray, uncertainty_U: np.ndarray, config: EvaluateConfig
     ) -> Uncertainty:
         groups = np.array_split(np.argsort(uncertainty_U, kind="stable"), config.quantiles)
-        selective = zip(COVERAGES, self._ranking.selective_accuracy(COVERAGES), strict=True)
+        selective = zip(COVERAGES, self._by_doubt.selective_accuracy(COVERAGES), strict=True)
         return Uncertainty(
             source="margin_std" if self._margin_std else "doubt",
-            by_quantile=self._ranking.quantiles(config.quantiles),
+            by_quantile=self._by_spread.quantiles(config.quantiles),
             by_user=[
                 UserBin(
                     users=len(group),

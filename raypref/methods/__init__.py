@@ -11,6 +11,7 @@ from raypref.methods.vrf import VRFConfig
 
 AnyMethod = Annotated[BTConfig | LoReConfig | VRFConfig, Field(discriminator="type")]
 
+DEFAULT_METHOD = VRFConfig()
 METHODS: tuple[type[MethodConfig], ...] = get_args(get_args(AnyMethod)[0])
 
-__all__ = ["METHODS", "AnyMethod", "BTConfig", "LoReConfig", "VRFConfig"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "AnyMethod", "BTConfig", "LoReConfig", "VRFConfig"]

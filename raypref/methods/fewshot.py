@@ -46,7 +46,8 @@ def gaussian_posterior(
         lam_BP = curvature(xi_BP) * mask_BP
         precision_BKK = identity_KK + 2.0 * (feature_BPK * lam_BP.unsqueeze(-1)).mT @ feature_BPK
         pull_BP = 0.5 * mask_BP - 2.0 * lam_BP * common_BP
-        factor_BKK = torch.linalg.cholesky(precision_BKK)
+        # The precision is at least the identity; unchecked, so that a NaN flows on to whoever reports it.
+        factor_BKK = torch.linalg.cholesky_ex(precision_BKK).L
         pull_BK1 = (feature_BPK * pull_BP.unsqueeze(-1)).sum(1).unsqueeze(-1)
         mean_BK = torch.cholesky_solve(pull_BK1, factor_BKK).squeeze(-1)
         cov_BKK = torch.cholesky_inverse(factor_BKK)
@@ -65,7 +66,7 @@ def variational_nll(
 ) -> Tensor:
     """Return a bound of −E[log σ(c + f·w)] summed over comparisons, up to what does not depend on c and f.
 
-    The gradient with respect to c and f is that of the tightest Jaakkola bound (the M step of variational EM).
+    Its gradient in c and f is that of the tightest Jaakkola bound: the M step of variational EM.
     """
     margin_BP = common_BP + (feature_BPK @ mean_BK.unsqueeze(-1)).squeeze(-1)
     moment_BP = second_moment(common_BP, feature_BPK, mean_BK, cov_BKK)
@@ -81,6 +82,52 @@ def log_likelihood(common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, weig
         margin_BPS = common_BP[chunk].unsqueeze(-1) + feature_BPK[chunk] @ weights_SK.mT
         parts.append((F.logsigmoid(margin_BPS) * mask_BP[chunk].unsqueeze(-1)).sum(1))
     return torch.cat(parts) if parts else common_BP.new_zeros(0, len(weights_SK))
+
+
+def mixture_posterior(
+    common_BP: Tensor,
+    feature_BPK: Tensor,
+    mask_BP: Tensor,
+    weights_SK: Tensor,
+    kernel_KK: Tensor,
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Return mean_BK and cov_BKK of the weights under a prior of S equal Gaussians N(w_s, kernel).
+
+    Each component is updated on its own by one Newton step: with the gradient g_s of the log-likelihood at
+    w_s and the curvature Λ of the user's comparisons (the same for all components), it becomes
+    N(w_s + C·g_s, C), C = (kernel⁻¹ + Λ)⁻¹, with weight ∝ exp(loglik_s + ½ g_sᵀ C g_s). Without comparisons
+    the result is the prior; with many the kernel lets the posterior leave the particles.
+
+    Args:
+        common_BP: shared margin of each comparison.
+        feature_BPK: basis differences of each comparison.
+        mask_BP: weight of each comparison, 0 where padded.
+        weights_SK: centres of the prior.
+        kernel_KK: covariance of each component.
+        iterations: rounds of the Gaussian solver that finds the curvature.
+    """
+    means: list[Tensor] = []
+    covs: list[Tensor] = []
+    precision_KK = torch.linalg.inv(kernel_KK)
+    for first in range(0, len(common_BP), PARTICLE_USERS):
+        chunk = slice(first, first + PARTICLE_USERS)
+        common, feature, mask = common_BP[chunk], feature_BPK[chunk], mask_BP[chunk]
+        center, spread = gaussian_posterior(common, feature, mask, iterations)
+        lam_BP = curvature(torch.sqrt(second_moment(common, feature, center, spread))) * mask
+        curvature_BKK = 2.0 * (feature * lam_BP.unsqueeze(-1)).mT @ feature
+        within_BKK = torch.linalg.inv(precision_KK + curvature_BKK)
+        margin_BPS = common.unsqueeze(-1) + feature @ weights_SK.mT
+        loglik_BS = (F.logsigmoid(margin_BPS) * mask.unsqueeze(-1)).sum(1)
+        gradient_BSK = (torch.sigmoid(-margin_BPS) * mask.unsqueeze(-1)).mT @ feature
+        step_BSK = gradient_BSK @ within_BKK
+        chance_BS = torch.softmax(loglik_BS + 0.5 * (gradient_BSK * step_BSK).sum(-1), 1)
+        moved_BSK = weights_SK + step_BSK
+        mean_BK = (chance_BS.unsqueeze(1) @ moved_BSK).squeeze(1)
+        around_BSK = moved_BSK - mean_BK.unsqueeze(1)
+        means.append(mean_BK)
+        covs.append(within_BKK + (around_BSK * chance_BS.unsqueeze(-1)).mT @ around_BSK)
+    return torch.cat(means), torch.cat(covs)
 
 
 def leave_one_out(loglik_SS: Tensor, weights_SK: Tensor, rounds: int) -> Tensor:

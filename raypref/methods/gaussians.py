@@ -37,9 +37,9 @@ def wasserstein2(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -
 
 def kl(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
     """Return KL(a ‖ b) in nats, summed over the last axis."""
-    return 0.5 * (
-        var_a / var_b + (mean_a - mean_b).square() / var_b - 1.0 + var_b.log() - var_a.log()
-    ).sum(-1)
+    return 0.5 * (var_a / var_b + (mean_a - mean_b).square() / var_b - 1.0 + var_b.log() - var_a.log()).sum(
+        -1
+    )
 
 
 def log_density(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def kl_to_mixture_bound(mean_BL: Tensor, var_BL: Tensor, mean_KL: Tensor, var_KL
 def kl_to_mixture_sampled(
     mean_BL: Tensor, var_BL: Tensor, mean_KL: Tensor, var_KL: Tensor, noise_SBL: Tensor
 ) -> Tensor:
-    """Return the Monte Carlo estimate of KL(q ‖ uniform mixture) per row, nats, from standard-normal noise."""
+    """Return a Monte Carlo estimate of KL(q ‖ uniform mixture) per row, nats, from normal noise."""
     z_SBL = mean_BL + var_BL.sqrt() * noise_SBL
     log_q_SB = log_density(z_SBL, mean_BL, var_BL)
     log_p_SBK = log_density(z_SBL.unsqueeze(-2), mean_KL, var_KL)

@@ -16,6 +16,7 @@ from raypref.methods.fewshot import (
     gaussian_posterior,
     leave_one_out,
     log_likelihood,
+    mixture_posterior,
     pack,
     unpack,
     variational_nll,
@@ -33,7 +34,7 @@ class LoReConfig(MethodConfig):
     """Low-rank reward modelling: shared basis rewards, a few weights per user."""
 
     type: Literal["lore"] = "lore"
-    recipe: Recipe = Recipe(steps=400, users_per_step=128, targets=64, lr=1e-2)
+    recipe: Recipe = Recipe(steps=250, warmup=0.08, users_per_step=128, targets=64, lr=1e-2)
     solver: Literal["posterior", "adam"] = Field(
         "posterior",
         description="posterior: Gaussian weights around a common reward, adapted by Bayes under the prior of "
@@ -41,13 +42,20 @@ class LoReConfig(MethodConfig):
     )
     bases: PositiveInt = Field(8, description="K, the number of basis rewards.")
     basis_l2: float = Field(0.01, ge=0, description="Penalty on the squared norm of the bases.")
-    common_l2: float = Field(0.04, ge=0, description="Penalty on the squared norm of the common reward.")
+    common_l2: float = Field(
+        0.02,
+        ge=0,
+        description="Penalty on the squared norm of the common reward, for each loss it stands in.",
+    )
     population: float = Field(
-        1.0, ge=0, description="Weight of the common reward's own loss: it serves users nothing is known of."
+        10.0, ge=0, description="Weight of the common reward's own loss: it serves users nothing is known of."
     )
     iterations: PositiveInt = Field(8, description="Rounds of the variational solver.")
     particles: PositiveInt = Field(1024, description="S, seen users whose weights make the prior.")
-    shrink_rounds: PositiveInt = Field(2, description="Leave-one-out rounds that shrink the prior's weights.")
+    shrink_rounds: PositiveInt = Field(1, description="Leave-one-out rounds that shrink the prior's weights.")
+    kernel: float = Field(
+        0.2, gt=0, lt=1, description="Spread of each particle, as a share of the prior's standard deviation."
+    )
     logit_scale: PositiveFloat = Field(0.03, description="adam only: logits are this times δᵀVw.")
     adapt_lr: PositiveFloat = Field(0.1, description="adam only: learning rate of a new user's weights.")
     adapt_steps: PositiveInt = Field(500, description="adam only: steps of a new user's weights.")
@@ -69,12 +77,14 @@ class LoRe(LinearRewardModel):
     prior, then moves b and V along the gradient of the same bound (Jaakkola and Jordan 2000). No user owns a
     parameter, so any number of users trains in any order.
 
-    Inference is Bayes with the seen users' weights, shrunk leave-one-out, as S equally likely particles w_s:
-    p_s ∝ Π σ(c + f·w_s); the user vector is the mean and the covariance under p. Evidence and item features
-    are the common reward and the K basis rewards, so Z = K + K(K+1)/2.
+    Inference is Bayes under the prior learned from the seen users: S of their posterior means, shrunk
+    leave-one-out and centred so that a user nothing is known of has the common reward, each the centre of a
+    small Gaussian. The user vector is the posterior's mean and covariance. Evidence and item features are the
+    common reward and the K basis rewards, so Z = K + K(K+1)/2.
     """
 
     weights_SK: Tensor
+    kernel_KK: Tensor
 
     def __init__(self, config: LoReConfig, dims: Dims) -> None:
         """Start from a zero common reward and small random bases."""
@@ -85,6 +95,7 @@ class LoRe(LinearRewardModel):
         self.bases_DK = nn.Parameter(spread * torch.randn(dims.embedding, config.bases))
         particles = min(config.particles, dims.users)
         self.register_buffer("weights_SK", torch.zeros(particles, config.bases))
+        self.register_buffer("kernel_KK", torch.eye(config.bases))
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the common reward and the K basis rewards, F = 1 + K."""
@@ -98,14 +109,16 @@ class LoRe(LinearRewardModel):
         return (difference_ND @ heads_DF).float()
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
-        """Return mean and packed covariance of the weights under the particles."""
-        loglik_BS = log_likelihood(evidence_BPE[..., 0], evidence_BPE[..., 1:], mask_BP, self.weights_SK)
-        chance_BS = torch.softmax(loglik_BS, 1)
-        mean_BK = chance_BS @ self.weights_SK
-        row, column = torch.tril_indices(*self.weights_SK.shape[1:] * 2, device=mean_BK.device)
-        product_ST = self.weights_SK[:, row] * self.weights_SK[:, column]
-        cov_BT = chance_BS @ product_ST - mean_BK[:, row] * mean_BK[:, column]
-        return torch.cat([mean_BK, cov_BT], 1)
+        """Return mean and packed covariance of the weights."""
+        mean_BK, cov_BKK = mixture_posterior(
+            evidence_BPE[..., 0],
+            evidence_BPE[..., 1:],
+            mask_BP,
+            self.weights_SK,
+            self.kernel_KK,
+            self.config.iterations,
+        )
+        return torch.cat([mean_BK, pack(cov_BKK)], 1)
 
     def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
         """Return c + f·mean, and fᵀ cov f."""
@@ -125,9 +138,8 @@ class LoRe(LinearRewardModel):
         count = mask_BP.sum()
         personal = variational_nll(common_BP, feature_BPK, mask_BP, mean_BK, cov_BKK) / count
         population = (F.softplus(-common_BP) * mask_BP).sum() / count
-        penalty = (
-            config.basis_l2 * self.bases_DK.square().sum() + config.common_l2 * self.common_D.square().sum()
-        )
+        penalty = config.basis_l2 * self.bases_DK.square().sum()
+        penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
         return Loss(
             personal + config.population * population + penalty,
             {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},
@@ -154,9 +166,16 @@ class LoRe(LinearRewardModel):
         if len(mean_SK) > 1:
             loglik_SS = log_likelihood(common_SP, feature_SPK, mask_SP, mean_SK)
             mean_SK = leave_one_out(loglik_SS, mean_SK, self.config.shrink_rounds)
+        mean_SK = mean_SK - mean_SK.mean(0)
+        cov_KK = mean_SK.mT @ mean_SK / len(mean_SK) + 1e-4 * torch.eye(
+            mean_SK.shape[1], device=mean_SK.device
+        )
+        # Centres move in by as much as the kernel spreads out, which keeps the prior's covariance.
+        self.kernel_KK.copy_(self.config.kernel**2 * cov_KK)
+        centers_SK = math.sqrt(1.0 - self.config.kernel**2) * mean_SK
         # Fewer users than particles: repeat them all equally often, as far as it goes.
-        repeats = -(-len(self.weights_SK) // len(mean_SK))
-        self.weights_SK.copy_(mean_SK.repeat(repeats, 1)[: len(self.weights_SK)])
+        repeats = -(-len(self.weights_SK) // len(centers_SK))
+        self.weights_SK.copy_(centers_SK.repeat(repeats, 1)[: len(self.weights_SK)])
 
 
 class PublishedLoRe(LinearRewardModel):

@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from raypref import files
+from raypref.train.loop import StepMetrics
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -32,14 +33,47 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Log values of a step; `kind` is train or valid."""
-        self._file.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **values}) + "\n")
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3)}
+        line |= {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def train(self, metrics: StepMetrics, speed: Speed) -> None:
+        """Log a training step and the speed since the last one logged."""
+        values = {"loss": metrics.loss, **metrics.parts, "grad_norm": metrics.grad_norm, "lr": metrics.lr}
+        self.write("train", metrics.step, {**values, **speed.figures()})
 
     def close(self) -> None:
         """Flush and close the files."""
         self._file.close()
         self._board.close()
+
+
+class Speed:
+    """Steps and comparisons a second, of all workers."""
+
+    def __init__(self, workers: int) -> None:
+        """Start the clock; this worker's comparisons stand for those of each of `workers`."""
+        self._workers = workers
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock again."""
+        self._start, self._steps, self._comparisons = time.monotonic(), 0, 0
+
+    def add(self, comparisons: int) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._comparisons += comparisons
+
+    def figures(self) -> dict[str, float]:
+        """Return both speeds since the start of the clock."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        return {
+            "steps_per_s": self._steps / elapsed,
+            "comparisons_per_s": self._workers * self._comparisons / elapsed,
+        }
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -79,7 +113,7 @@ def _follow(directory: Path, steps: int, interval_s: float, done: threading.Even
                 continue
             shown = line["time"]
             if bar is None:
-                print(json.dumps(line), file=sys.stderr, flush=True)
+                pass
             else:
                 bar.update(line["step"] - bar.n)
                 bar.set_postfix({name: f"{line[name]:.4g}" for name in ("loss", "accuracy") if name in line})

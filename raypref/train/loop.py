@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from raypref.errors import InputError
+from raypref.errors import DivergedError
 from raypref.methods.base import Recipe, RewardModel
 from raypref.types import Episodes
 
@@ -35,10 +36,10 @@ class TrainState:
     stopped: bool = False
     """Whether early stopping has ended the training."""
 
-    def consider(self, nll: float, accuracy: float, patience: int) -> None:
+    def consider(self, found: Validation, patience: int) -> None:
         """Take note of a validation: keep the weights if it is the best, stop after `patience` worse ones."""
-        if nll < self.best_nll:
-            self.best_nll, self.best_accuracy, self.best_step, self.looks = nll, accuracy, self.step, 0
+        if found.nll < self.best_nll:
+            (self.best_nll, self.best_accuracy), self.best_step, self.looks = found, self.step, 0
             self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         else:
             self.looks += 1
@@ -48,6 +49,26 @@ class TrainState:
         """Put the best weights back into the model, if there was any validation."""
         if self.best:
             self.model.load_state_dict(self.best)
+
+
+class Validation(NamedTuple):
+    """Figures of held-out comparisons of seen users, averaged over comparisons."""
+
+    nll: float
+    """Nats."""
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Looks:
+    """When to look at held-out comparisons, at which, and when to give up."""
+
+    episodes: Collection[Episodes]
+    """Training comparisons as context, held-out ones as target; iterated twice a look."""
+    every: int
+    """Steps between looks; the last step is always looked at."""
+    patience: int
+    """Looks without improvement after which training stops; 0 never stops."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,8 @@ class StepMetrics:
     lr: float
     comparisons: int
     """Target comparisons of this worker."""
+    valid: Validation | None
+    """What a look at held-out comparisons after the step found, where there was one."""
 
 
 def start(model: RewardModel, recipe: Recipe) -> TrainState:
@@ -74,7 +97,7 @@ def start(model: RewardModel, recipe: Recipe) -> TrainState:
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """Return the share of the peak learning rate at a step: linear warm-up, then constant or a cosine to zero."""
+    """Return the share of the peak rate at a step: linear warm-up, then constant or a cosine to zero."""
     warmup = max(1, round(recipe.warmup * recipe.steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -120,11 +143,12 @@ def train(
     seed: int,
     rank: int = 0,
     bfloat16: bool = False,
+    looks: Looks | None = None,
 ) -> Iterator[StepMetrics]:
     """Take one optimiser step per batch of episodes, up to `recipe.steps`, and yield what each did.
 
     All workers must feed equally many batches. The state is consistent whenever the generator is paused:
-    the caller may validate, save or stop there.
+    the caller may log, save or stop there.
 
     Args:
         state: changed in place; training goes on from `state.step`.
@@ -133,9 +157,10 @@ def train(
         seed: of the random draws of the loss.
         rank: of this worker.
         bfloat16: run matrix products in bfloat16; parameters and reductions stay float32.
+        looks: early stopping; None trains all steps.
 
     Raises:
-        InputError: the loss is not finite.
+        DivergedError: the gradient is not finite.
     """
     model = state.model
     device = model.center_D.device
@@ -155,28 +180,33 @@ def train(
         loss.total.backward()
         average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        value = float(loss.total.detach())
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            raise InputError(
-                f"training diverged at step {state.step}: loss {value}, gradient norm {float(norm)}. "
-                "Lower method.recipe.lr, or look for embeddings of extreme size."
+        if not math.isfinite(float(norm)):
+            # The averaged gradient is the same on all workers, so all stop here together.
+            raise DivergedError(
+                f"training diverged at step {state.step}: the gradient is not finite. Lower "
+                "method.recipe.lr, or look for embeddings of extreme size."
             )
         state.optimiser.step()
         state.step += 1
+        valid = None
+        if looks and (state.step % looks.every == 0 or state.step == recipe.steps):
+            valid = validate(model, looks.episodes)
+            state.consider(valid, looks.patience)
+            model.train()
         yield StepMetrics(
             step=state.step,
-            loss=value,
+            loss=float(loss.total.detach()),
             parts={name: float(part) for name, part in loss.parts.items()},
             grad_norm=float(norm),
             lr=recipe.lr * factor,
             comparisons=batch.target.comparisons,
+            valid=valid,
         )
-        model.train()
 
 
 @torch.no_grad()
-def validate(model: RewardModel, batches: Iterable[Episodes]) -> tuple[float, float]:
-    """Return NLL (nats) and accuracy of target comparisons given the context, averaged over comparisons.
+def validate(model: RewardModel, batches: Collection[Episodes]) -> Validation:
+    """Return how well target comparisons are predicted from the context.
 
     All workers must call it together; the figures are of all their comparisons. Each worker settles its
     model on its own users.
@@ -200,4 +230,4 @@ def validate(model: RewardModel, batches: Iterable[Episodes]) -> tuple[float, fl
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
     nll, right, count = totals.tolist()
-    return nll / count, right / count
+    return Validation(nll / count, right / count)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,20 @@ import ray
 import ray.data
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.data import DataIterator
 from ray.train.torch import TorchTrainer
 
-from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, build, library_versions
+from raypref.checkpoint import BundleInfo
 from raypref.cluster import connected
 from raypref.config import RunConfig
-from raypref.data.episodes import EpisodeSampler
-from raypref.data.inference import HeldOut, contexts, infer_users
 from raypref.data.items import ItemTable
 from raypref.data.tables import Comparisons, Tables
 from raypref.errors import ConfigError, InputError, RayprefError
 from raypref.schema import require_embedder
-from raypref.train.log import MetricsLog, progress
-from raypref.train.loop import TrainState, start, train, validate
+from raypref.train.log import MetricsLog, Speed, progress
+from raypref.train.loop import TrainState, start
+from raypref.train.session import Session, finish, fresh_model
 from raypref.train.state import load_state, save_state
-from raypref.types import Dims
-
-SCALE_SAMPLE = 16_384
-"""Items whose embeddings set a model's centre and scale."""
-
-VALIDATION_USERS = 1024
-"""Most users that a validation looks at, over all workers."""
-
-USERS_PER_VALIDATION_BATCH = 128
 
 INGEST_ROWS = 65_536
 """Comparisons that Ray Data hands over at a time."""
@@ -71,6 +59,7 @@ def run(config: RunConfig) -> BundleInfo:
     directory = run_directory(config, tables)
     directory.mkdir(parents=True, exist_ok=True)
     cpus = 1 + int(np.ceil(config.train.workers * config.train.cpus_per_worker))
+    paths = [str(path) for path in tables.files()]
     with connected(cpus), progress(directory, config.method.recipe.steps):
         trainer = TorchTrainer(
             work,
@@ -86,8 +75,8 @@ def run(config: RunConfig) -> BundleInfo:
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
-            datasets={"train": ray.data.read_parquet([str(path) for path in tables.files()])},
-            dataset_config=UserShards(),
+            datasets={"train": ray.data.read_parquet(paths)},
+            dataset_config=UserShards(paths),
         )
         try:
             result = trainer.fit()
@@ -95,14 +84,22 @@ def run(config: RunConfig) -> BundleInfo:
             raise _cause(error) from error
     if result.checkpoint is None:
         raise InputError(f"{directory}: training ended without a checkpoint.")
+    state = start(fresh_model(config, items, tables), config.method.recipe)
     with result.checkpoint.as_directory() as path:
-        return _write_bundle(config, items, tables, Path(path))
+        load_state(state, Path(path))
+    bundle = finish(config, items, tables, state)
+    bundle.save(config.bundle_dir)
+    return bundle.info
 
 
 def run_directory(config: RunConfig, tables: Tables) -> Path:
     """Return where the checkpoints and metrics of a training stand; its name is what was trained on what."""
     identity = json.dumps(
-        [config.method.model_dump(mode="json"), config.train.model_dump(mode="json"), tables.metadata.fingerprint]
+        [
+            config.method.model_dump(mode="json"),
+            config.train.model_dump(mode="json"),
+            tables.metadata.fingerprint,
+        ]
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return config.dir.absolute() / "train" / f"{config.method.type}-{digest}"
@@ -114,22 +111,25 @@ class UserShards(ray.train.DataConfig):
     Ray Train's own split makes shards equal by dropping rows; users must stay whole and none may be lost.
     """
 
+    def __init__(self, paths: Sequence[str]) -> None:
+        """Share out the files of the one dataset, a bucket of users each."""
+        super().__init__()
+        self._paths = paths
+
     def configure(
         self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator]]:
         """Return an iterator over every worker's files."""
-        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            paths = sorted(dataset.input_files())
-            for rank, shard in enumerate(shards):
-                shard[name] = ray.data.read_parquet(paths[rank::world_size]).iterator()
-        return shards
+        return [
+            {name: ray.data.read_parquet(list(self._paths[rank::world_size])).iterator() for name in datasets}
+            for rank in range(world_size)
+        ]
 
 
 def work(raw: dict[str, Any]) -> None:
     """Train on one worker: its users, its own random stream, gradients averaged with the others."""
     config = RunConfig.model_validate(raw["config"])
-    recipe, options = config.method.recipe, config.train
+    options = config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(options.cpus_per_worker)))
@@ -137,54 +137,25 @@ def work(raw: dict[str, Any]) -> None:
 
     items, tables = ItemTable.open(config.items_dir), Tables.open(config.tables_dir)
     learn, held = _ingest(tables)
-    device = ray.train.torch.get_device()
-    state = start(_fresh_model(config, items, tables).to(device), recipe)
+    session = Session(config, items, tables, learn, held, ray.train.torch.get_device(), rank, world_size)
+    state = session.state
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as path:
             load_state(state, Path(path))
 
-    sampler = EpisodeSampler(learn, items.gather, recipe, options.seed, rank, world_size)
-    look = HeldOut(items, learn, held, VALIDATION_USERS // world_size, USERS_PER_VALIDATION_BATCH)
     log = MetricsLog(Path(raw["log"]), state.step) if rank == 0 else None
-    validates = tables.metadata.comparisons.get("seen/valid", 0) > 0
-    clock, compared, saved = time.monotonic(), 0, state.step
-    for metrics in train(
-        state,
-        sampler.stream(state.step),
-        recipe,
-        seed=options.seed,
-        rank=rank,
-        bfloat16=options.precision == "bfloat16",
-    ):
-        compared += metrics.comparisons
-        last = metrics.step == recipe.steps
-        if log and (metrics.step % options.log_every == 0 or last):
-            elapsed = time.monotonic() - clock
-            steps = metrics.step % options.log_every or options.log_every
-            log.write(
-                "train",
-                metrics.step,
-                {
-                    "loss": metrics.loss,
-                    **metrics.parts,
-                    "grad_norm": metrics.grad_norm,
-                    "lr": metrics.lr,
-                    "steps_per_s": steps / elapsed,
-                    "comparisons_per_s": compared * world_size / elapsed,
-                },
-            )
-        if metrics.step % options.log_every == 0:
-            clock, compared = time.monotonic(), 0
-        if validates and (metrics.step % options.validate_every == 0 or last):
-            nll, accuracy = validate(state.model, look)
-            state.consider(nll, accuracy, options.patience)
+    speed = Speed(world_size)
+    for metrics in session.steps():
+        speed.add(metrics.comparisons)
+        last = metrics.step == config.method.recipe.steps or state.stopped
+        if metrics.step % options.log_every == 0 or last:
             if log:
-                log.write("valid", metrics.step, {"nll": nll, "accuracy": accuracy})
-        if metrics.step % options.checkpoint_every == 0 or last or state.stopped:
+                log.train(metrics, speed)
+            speed.restart()
+        if log and metrics.valid:
+            log.write("valid", metrics.step, metrics.valid._asdict())
+        if metrics.step % options.checkpoint_every == 0 or last:
             _report(state, rank)
-            saved = metrics.step
-    if saved != state.step:
-        _report(state, rank)
     if log:
         log.close()
 
@@ -201,13 +172,6 @@ def _ingest(tables: Tables) -> tuple[Comparisons, Comparisons]:
     return learn, held
 
 
-def _fresh_model(config: RunConfig, items: ItemTable, tables: Tables) -> Any:
-    torch.manual_seed(config.train.seed)
-    model = build(config.method, Dims(tables.metadata.embedder.dim, tables.metadata.seen_users))
-    model.fit_scale(torch.from_numpy(items.sample(SCALE_SAMPLE, config.train.seed)))
-    return model
-
-
 def _report(state: TrainState, rank: int) -> None:
     """Save the state; a barrier that every worker reaches at the same steps."""
     metrics = {"step": state.step, "best_nll": state.best_nll, "best_accuracy": state.best_accuracy}
@@ -217,39 +181,6 @@ def _report(state: TrainState, rank: int) -> None:
             save_state(state, Path(work_directory))
             checkpoint = ray.train.Checkpoint.from_directory(work_directory)
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step-{state.step:09d}")
-
-
-def _write_bundle(config: RunConfig, items: ItemTable, tables: Tables, checkpoint: Path) -> BundleInfo:
-    state = start(_fresh_model(config, items, tables), config.method.recipe)
-    load_state(state, checkpoint)
-    state.restore_best()
-    model = state.model.eval()
-    learn = tables.comparisons("seen", ["train"])
-    model.settle(contexts(items, learn, config.evaluate.users_per_batch))
-    vectors_UZ = infer_users(model, items, learn, config.evaluate.users_per_batch)
-    names = tables.users.column("user_id").to_numpy(zero_copy_only=False)
-    users = pa.table(
-        {
-            "user_id": pa.array(names[learn.user_U].tolist(), pa.string()),
-            "row": pa.array(learn.row_U.astype(np.int32)),
-            "comparisons": pa.array(np.diff(learn.offsets).astype(np.int32)),
-            "vector": pa.array(list(vectors_UZ.numpy()), pa.list_(pa.float32())),
-        },
-        schema=BUNDLE_USERS_SCHEMA,
-    )
-    figures = {"valid_nll": state.best_nll, "valid_accuracy": state.best_accuracy} if state.best else {}
-    info = BundleInfo(
-        method=config.method,
-        dim=tables.metadata.embedder.dim,
-        users=tables.metadata.seen_users,
-        embedder=tables.metadata.embedder,
-        data_fingerprint=tables.metadata.fingerprint,
-        steps=state.best_step or state.step,
-        metrics=figures,
-        versions=library_versions(),
-    )
-    Bundle(model, info, users).save(config.bundle_dir)
-    return info
 
 
 def _cause(error: BaseException) -> BaseException:

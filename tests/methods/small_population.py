@@ -13,8 +13,8 @@ from raypref.data.planted import comparisons, embed, latent_items, plant, true_r
 from raypref.data.splits import SPLITS
 from raypref.data.tables import Comparisons
 from raypref.methods.base import MethodConfig, RewardModel
-from raypref.train.loop import start, train
 from raypref.schema import Split
+from raypref.train.loop import start, train
 from raypref.types import Dims, Pairs
 
 CONFIG = PlantedConfig(
@@ -77,7 +77,9 @@ def fit(config: MethodConfig, population: SmallPopulation, seed: int = 0) -> Rew
     model.fit_scale(torch.from_numpy(population.emb_ND))
     sampler = EpisodeSampler(population.learn, population.gather, config.recipe, seed)
     state = start(model, config.recipe)
-    for _ in train(state, (sampler.episodes(i) for i in range(config.recipe.steps)), config.recipe, seed=seed):
+    for _ in train(
+        state, (sampler.episodes(i) for i in range(config.recipe.steps)), config.recipe, seed=seed
+    ):
         pass
     model.eval()
     model.settle([population.pairs(population.learn)])

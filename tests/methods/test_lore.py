@@ -75,9 +75,7 @@ def test_a_weight_of_two_is_the_comparison_twice() -> None:
 def test_leave_one_out_never_uses_a_user_for_themselves() -> None:
     weights_SK = torch.tensor([[1.0], [2.0], [6.0]])
     loglik_SS = torch.zeros(3, 3)
-    torch.testing.assert_close(
-        leave_one_out(loglik_SS, weights_SK, 1), torch.tensor([[4.0], [3.5], [1.5]])
-    )
+    torch.testing.assert_close(leave_one_out(loglik_SS, weights_SK, 1), torch.tensor([[4.0], [3.5], [1.5]]))
 
 
 def test_log_likelihood_adds_up_over_comparisons() -> None:

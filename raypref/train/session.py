@@ -1,0 +1,120 @@
+"""One worker's training: its users, its model, its stream of steps; and what becomes of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, build, library_versions
+from raypref.config import RunConfig
+from raypref.data.episodes import EpisodeSampler
+from raypref.data.inference import HeldOut, contexts, infer_users
+from raypref.data.items import ItemTable
+from raypref.data.tables import Comparisons, Tables
+from raypref.methods.base import RewardModel
+from raypref.train.loop import Looks, StepMetrics, TrainState, start, train
+from raypref.types import Dims
+
+SCALE_SAMPLE = 16_384
+"""Items whose embeddings set a model's centre and scale."""
+
+VALIDATION_USERS = 1024
+"""Most users that a validation looks at, over all workers."""
+
+USERS_PER_VALIDATION_BATCH = 128
+
+
+class Session:
+    """What one of `world_size` workers trains: a fresh state that may be loaded, then `steps`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        items: ItemTable,
+        tables: Tables,
+        learn: Comparisons,
+        held: Comparisons,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Start from the training (`learn`) and validation (`held`) comparisons of this worker's users.
+
+        Raises:
+            InputError: this worker has no training comparisons.
+        """
+        recipe, options = config.method.recipe, config.train
+        self._config, self._rank = config, rank
+        self.state = start(fresh_model(config, items, tables).to(device), recipe)
+        self._sampler = EpisodeSampler(learn, items.gather, recipe, options.seed, rank, world_size)
+        self._looks = None
+        if tables.metadata.comparisons.get("seen/valid", 0):
+            episodes = HeldOut(
+                items, learn, held, -(-VALIDATION_USERS // world_size), USERS_PER_VALIDATION_BATCH
+            )
+            self._looks = Looks(episodes, options.validate_every, options.patience)
+
+    def steps(self) -> Iterator[StepMetrics]:
+        """Take the steps that are left; the state is consistent after each."""
+        options = self._config.train
+        return train(
+            self.state,
+            self._sampler.stream(self.state.step),
+            self._config.method.recipe,
+            seed=options.seed,
+            rank=self._rank,
+            bfloat16=options.precision == "bfloat16",
+            looks=self._looks,
+        )
+
+
+def fresh_model(config: RunConfig, items: ItemTable, tables: Tables) -> RewardModel:
+    """Return the untrained model that the configuration and its seed name, the same on every worker."""
+    dims = Dims(tables.metadata.embedder.dim, tables.metadata.seen_users)
+    model = build(config.method, dims, config.train.seed)
+    model.fit_scale(torch.from_numpy(items.sample(SCALE_SAMPLE, config.train.seed)))
+    return model
+
+
+def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainState) -> Bundle:
+    """Return the bundle of a trained state: its best weights, settled, and the seen users' vectors."""
+    state.restore_best()
+    model = state.model.eval()
+    learn = tables.comparisons("seen", ["train"])
+    device = model.center_D.device
+    batch = config.evaluate.users_per_batch
+    model.settle(pairs.to(device) for pairs in contexts(items, learn, batch))
+    names = tables.users.column("user_id").take(pa.array(learn.user_U))
+    users = pa.table(
+        {
+            "user_id": names,
+            "row": learn.row_U.astype(np.int32),
+            "comparisons": learn.counts_U.astype(np.int32),
+            "vector": pa.array(list(infer_users(model, items, learn, batch).numpy()), pa.list_(pa.float32())),
+        },
+        schema=BUNDLE_USERS_SCHEMA,
+    )
+    found = {"valid_nll": state.best_nll, "valid_accuracy": state.best_accuracy} if state.best else {}
+    info = BundleInfo(
+        method=config.method,
+        dim=model.dims.embedding,
+        users=model.dims.users,
+        embedder=tables.metadata.embedder,
+        data_fingerprint=tables.metadata.fingerprint,
+        steps=state.best_step or state.step,
+        metrics=found,
+        versions=library_versions(),
+    )
+    return Bundle(model, info, users)
+
+
+def fit(config: RunConfig, items: ItemTable, tables: Tables) -> Bundle:
+    """Train in this process, without Ray; for experiments that fit many small models."""
+    learn, held = (tables.comparisons("seen", [split]) for split in ("train", "valid"))
+    session = Session(config, items, tables, learn, held, torch.device("cpu"))
+    for _ in session.steps():
+        pass
+    return finish(config, items, tables, session.state)

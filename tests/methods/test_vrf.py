@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import integrate, stats
+
+from raypref.methods import VRFConfig
+from raypref.methods.contexts import draw_contexts
+from raypref.methods.vrf import VRF
+from raypref.types import Dims, Pairs, Reward
+from tests.methods.contract import DIM, Contract, built, episodes, pairs
+
+
+class TestVRF(Contract):
+    config = VRFConfig()
+
+
+class TestVRFWithPosteriorVariance(Contract):
+    config = VRFConfig(
+        variance="both",
+        kl_samples=1,
+        attenuate=False,
+        prior="normal",
+        features=0,
+        bases=4,
+        recipe=VRFConfig().recipe.model_copy(update={"steps": 600}),
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> VRF:
+    model = built(VRFConfig())
+    assert isinstance(model, VRF)
+    return model
+
+
+@torch.no_grad()
+def test_evidence_adds_up(model: VRF) -> None:
+    """Two replicas that each add a comparison agree, whichever comes first."""
+    evidence = model.encode(pairs(0))
+    whole = model.infer(evidence, torch.ones(4, 6))
+    total = evidence.sum(1, keepdim=True)
+    torch.testing.assert_close(model.infer(total, torch.ones(4, 1)), whole)
+
+
+@torch.no_grad()
+def test_forgetting_a_comparison_is_exact(model: VRF) -> None:
+    evidence = model.encode(pairs(0))
+    mask = torch.ones(4, 6)
+    mask[:, 2] = 0.0
+    kept = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(
+        model.infer(evidence, mask), model.infer(evidence[:, kept], torch.ones(4, 5)), rtol=1e-5, atol=1e-6
+    )
+
+
+@torch.no_grad()
+def test_more_comparisons_never_widen_a_user(model: VRF) -> None:
+    evidence = model.encode(pairs(0))
+    widths = [model.infer(evidence[:, :count], torch.ones(4, count)).chunk(2, -1)[1] for count in range(7)]
+    assert torch.equal(widths[0], torch.ones_like(widths[0]))
+    for wider, narrower in itertools.pairwise(widths):
+        assert bool((narrower <= wider).all())
+
+
+@torch.no_grad()
+def test_weights_are_a_distribution(model: VRF) -> None:
+    mean, var = model.infer(model.encode(pairs(0)), torch.ones(4, 6)).chunk(2, -1)
+    weights = model.weights(mean, var)
+    assert bool((weights >= 0).all())
+    torch.testing.assert_close(weights.sum(-1), torch.ones(4))
+
+
+@torch.no_grad()
+def test_a_user_on_one_basis_has_no_variance_between_bases(model: VRF) -> None:
+    items = model.item(pairs(1).chosen_BPD)
+    on_basis = torch.cat([1e3 * model.basis_mean_KL[:1], torch.ones(1, 32)], -1).expand(4, -1)
+    reward = model.reward(items, on_basis)
+    assert reward.var_BN is not None
+    assert float(reward.var_BN.max()) < 1e-6
+    diffuse = model.reward(items, model.infer(model.encode(pairs(0)), torch.zeros(4, 6)))
+    assert diffuse.var_BN is not None
+    assert float(diffuse.var_BN.mean()) > 1e-3
+
+
+@torch.no_grad()
+def test_variance_between_bases_is_the_law_of_total_variance(model: VRF) -> None:
+    user = model.infer(model.encode(pairs(0)), torch.ones(4, 6))
+    items = model.item(pairs(1).chosen_BPD)
+    weights = model.weights(*user.chunk(2, -1)).unsqueeze(1)
+    expected = (weights * items.square()).sum(-1) - (weights * items).sum(-1).square()
+    reward = model.reward(items, user)
+    assert reward.var_BN is not None
+    torch.testing.assert_close(reward.var_BN, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_without_variance_the_attenuated_loss_is_bt() -> None:
+    mean = torch.randn(3, 4)
+    assert torch.equal(Reward(mean, torch.zeros(3, 4)).logit_BN(), mean)
+    assert torch.equal(Reward(mean).logit_BN(), mean)
+
+
+@pytest.mark.parametrize("mean", [-4.0, -1.0, 0.0, 0.5, 2.0, 4.0])
+@pytest.mark.parametrize("std", [0.1, 1.0, 4.0])
+def test_attenuation_is_close_to_the_expected_probability(mean: float, std: float) -> None:
+    exact, _ = integrate.quad(
+        lambda x: stats.norm.pdf(x) / (1.0 + math.exp(-(mean + std * x))), -9, 9, limit=200
+    )
+    reward = Reward(torch.tensor([[mean]]), torch.tensor([[std**2]]))
+    # methods.md §7.3: the worst error of the approximation is 0.009 in probability.
+    assert reward.probability_BN().item() == pytest.approx(exact, abs=0.0095)
+
+
+def test_variance_raises_the_loss_of_right_comparisons_only() -> None:
+    for mean, sign in ((1.0, 1), (-1.0, -1)):
+        losses = [
+            -torch.nn.functional.logsigmoid(
+                Reward(torch.tensor([[mean]]), torch.tensor([[var]])).logit_BN()
+            ).item()
+            for var in (0.0, 1.0, 9.0)
+        ]
+        assert sign * losses[0] < sign * losses[1] < sign * losses[2]
+
+
+def test_contexts_and_targets_split_the_comparisons() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[1.0] * 10, [1.0] * 4 + [0.0] * 6, [2.0] + [0.0] * 9])
+    sizes = set()
+    for _ in range(50):
+        context, target = draw_contexts(mask, 3, 6)
+        torch.testing.assert_close(context + target, mask.expand(3, 3, 10))
+        assert bool(((context == 0) | (target == 0)).all())
+        assert bool(((target > 0).sum(-1) >= 1).all())
+        sizes |= set((context > 0).sum(-1)[:, 0].tolist())
+        assert bool((context[:, 2] == 0).all())
+    assert sizes == set(range(7))
+
+
+def test_an_odd_pair_swap_turns_the_start_around() -> None:
+    """At the start the encoder is a Bayes rule: the swapped comparison speaks for the opposite bases."""
+    torch.manual_seed(0)
+    model = VRFConfig(features=0, dropout=0.0).build(Dims(DIM, 4))
+    model.eval()
+    context = pairs(0, comparisons=1)
+    with torch.no_grad():
+        forth = model.weights(*model.infer(model.encode(context), context.mask_BP).chunk(2, -1))
+        back = model.weights(*model.infer(model.encode(context.swap()), context.mask_BP).chunk(2, -1))
+        deltas = (model.item(context.chosen_BPD) - model.item(context.rejected_BPD))[:, 0]
+    for user in range(4):
+        assert forth[user].argmax() == deltas[user].argmax()
+        assert back[user].argmax() == deltas[user].argmin()
+
+
+def test_swapping_twice_gives_the_comparisons_back() -> None:
+    batch = pairs(0)
+    twice = batch.swap().swap()
+    assert isinstance(twice, Pairs)
+    assert torch.equal(twice.chosen_BPD, batch.chosen_BPD)
+    assert torch.equal(batch.swap().chosen_BPD, batch.rejected_BPD)
+
+
+def test_separation_falls_as_bases_part() -> None:
+    torch.manual_seed(0)
+    near, far = (
+        VRFConfig(basis_gap=gap).build(Dims(DIM, 4)).loss(episodes(0, VRFConfig()), 0.5).parts["separation"]
+        for gap in (0.1, 5.0)
+    )
+    assert 0 <= far < near <= 1
+
+
+def test_a_space_too_narrow_for_the_bases_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at least bases"):
+        VRFConfig(bases=40)
