@@ -155,7 +155,7 @@ def _hugging_face(path: Path, batch_rows: int) -> Iterator[RawColumns]:
             for table in part.select_columns(names).with_format("arrow").iter(batch_rows):
                 assert isinstance(table, pa.Table)
                 yield _from_arrow(table)
-                row += table.num_rows
+                row += len(table)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise _damaged(path, row, error) from error
 

@@ -170,7 +170,8 @@ def _lower_in_group(starts: np.ndarray, rating: np.ndarray, gap: float) -> np.nd
     group = np.cumsum(starts) - 1
     count = len(rating)
     # One sort of ratings and thresholds together; at equality the rating comes first and is beaten.
-    value = np.concatenate((rating, rating - gap))
+    # A gap below the rating's precision still means lower, never equal.
+    value = np.concatenate((rating, np.minimum(rating - gap, np.nextafter(rating, -np.inf))))
     threshold = np.repeat([False, True], count)
     order = np.lexsort((threshold, value, np.tile(group, 2)))
     lower = np.cumsum(~threshold[order])

@@ -140,6 +140,12 @@ def test_min_rating_gap_leaves_near_ties_out(tmp_path: Path) -> None:
     assert prepare(config).comparisons["seen/train"] == 3
 
 
+def test_large_ratings_beat_no_equal_ones(tmp_path: Path) -> None:
+    rows = [{"user_id": 1, "prompt": "p", "response": f"r{n}", "rating": 1e12 + n // 2} for n in range(6)]
+    options = {"cold_share": 0, "warm_share": 0, "valid_share": 0, "min_heldout": 0, "unseen_share": 0}
+    assert prepared(tmp_path, rows, **options).metadata.comparisons["seen/train"] == 12
+
+
 def test_the_last_of_two_ratings_counts(tmp_path: Path) -> None:
     rows = [{"user_id": 1, "prompt": "p", "response": f"r{n}", "rating": n} for n in range(6)]
     reverse = [{**row, "rating": -row["rating"]} for row in rows]
