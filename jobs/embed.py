@@ -1,4 +1,7 @@
-"""Embed the texts of a run: `ray job submit --working-dir . -- python jobs/embed.py -c run.yaml`."""
+"""Embed the texts of a run.
+
+ray job submit --working-dir . -- python jobs/embed.py -c run.yaml
+"""
 
 import sys
 

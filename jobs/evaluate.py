@@ -1,4 +1,7 @@
-"""Measure bundles and write the report: `ray job submit --working-dir . -- python jobs/evaluate.py -c run.yaml`."""
+"""Measure the bundles of a run and write the report.
+
+ray job submit --working-dir . -- python jobs/evaluate.py -c run.yaml
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Split and lay out the comparisons of a run: `ray job submit --working-dir . -- python jobs/prepare.py -c run.yaml`."""
+"""Split and lay out the comparisons of a run.
+
+ray job submit --working-dir . -- python jobs/prepare.py -c run.yaml
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Train the method of a run: `ray job submit --working-dir . -- python jobs/train.py -c run.yaml`."""
+"""Train the method of a run.
+
+ray job submit --working-dir . -- python jobs/train.py -c run.yaml
+"""
 
 import sys
 

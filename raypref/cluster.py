@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import ray
@@ -15,7 +15,7 @@ OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextmanager
-def connected(cpus: int | None = None) -> Iterator[None]:
+def connected(cpus: int | None = None) -> Generator[None]:
     """Run a block connected to Ray, and disconnect afterwards if it was not connected before.
 
     Args:
@@ -24,13 +24,16 @@ def connected(cpus: int | None = None) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        if not address:
+            # The C++ core tells of every actor that it cannot restart; its log files keep the rest.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
-            address=address,
+            address=address or "local",
+            num_cpus=None if address else cpus,
+            object_store_memory=None if address else OBJECT_STORE_BYTES,
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **local,
         )
     _quiet_data()
     try:
@@ -41,8 +44,8 @@ def connected(cpus: int | None = None) -> Iterator[None]:
 
 
 def _quiet_data() -> None:
-    """Show Ray Data's progress bars on terminals only, and its log only from warnings up."""
+    """Show Ray Data's progress bars on terminals only, and of its log only errors."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

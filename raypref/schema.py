@@ -90,7 +90,7 @@ class TablesMetadata(BaseModel):
     unseen_users: int = Field(ge=0)
     comparisons: dict[str, int] = Field(description="Comparisons by cohort and split: `seen/train` …")
     bad_rows: dict[str, BadRows] = Field(description="Rows left out, by kind.")
-    short_users: int = Field(0, ge=0, description="Users left out for having too few comparisons.")
+    short_users: int = Field(default=0, ge=0, description="Users left out for having too few comparisons.")
     options: dict[str, Any] = Field(description="The options that made the table, to make it again.")
 
 

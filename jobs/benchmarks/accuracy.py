@@ -71,7 +71,6 @@ def run(
     """Fit and evaluate every method on every seed."""
     found: dict[str, list[Evaluation]] = {name: [] for name in methods}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    differences: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in methods}
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             config = configured(base, seed, folder, next(iter(methods.values())), overrides)

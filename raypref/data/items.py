@@ -116,7 +116,7 @@ def append_items(directory: Path, embedder: Embedder, parts: Iterable[Part]) -> 
     require_embedder(table.metadata.embedder, embedder, directory)
     listed, keys_N = _write_parts(table.directory, embedder, parts, list(table.metadata.parts))
     _refuse_duplicates(keys_N)
-    if (known := np.flatnonzero(table._unpacked.find(keys_N) >= 0)).size:
+    if (known := np.flatnonzero(table.rows_of(keys_N.tolist()) >= 0)).size:
         raise InputError(f"{directory}: row {known[0]} of the new rows is already in the table.")
     return _write_metadata(table.directory, embedder, listed)
 

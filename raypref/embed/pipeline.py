@@ -18,7 +18,6 @@ from raypref.config import EmbedConfig, RunConfig
 from raypref.data.items import ItemTable, append_items, check_vectors, write_items
 from raypref.data.sources import iter_texts, render
 from raypref.data.unpack import keys_of
-from raypref.embed.cluster import connect
 from raypref.embed.engine import Model, resolve
 from raypref.embed.staging import Staging
 from raypref.errors import EngineError, InputError, MismatchError, RayprefError
@@ -139,10 +138,16 @@ def _write_todo(directory: Path, part: int, rows: list[tuple[int, bytes, str]]) 
 
 def _run(plan: _Plan, staging: Staging, config: EmbedConfig, model: Model) -> None:
     """Embed what is to be done, staging each part as soon as all its vectors are there."""
+    from raypref.cluster import connected
+
+    with connected():
+        _stream(plan, staging, config, model)
+
+
+def _stream(plan: _Plan, staging: Staging, config: EmbedConfig, model: Model) -> None:
     import ray
     from ray.exceptions import RayError
 
-    connect()
     # One block a part, which reading Parquet does not promise. Engines may hold every CPU of a small
     # cluster; reading must not wait for one of them to end.
     parts = ray.data.from_items(

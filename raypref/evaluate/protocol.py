@@ -8,7 +8,7 @@ used, so its D-wide work is done once an item and once a comparison, however man
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -85,7 +85,7 @@ def require_together(model: RewardModel, items: ItemTable, tables: Tables) -> No
 
 
 @contextmanager
-def frozen(model: RewardModel) -> Iterator[None]:
+def frozen(model: RewardModel) -> Generator[None]:
     """Run a block with the model in evaluation mode and without gradients."""
     training = model.training
     model.eval()

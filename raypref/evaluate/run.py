@@ -58,7 +58,7 @@ def summary(found: Mapping[str, Evaluation]) -> str:
     """Return a text table: accuracy averaged per user, by method and shots, warm and cold items."""
     lines: list[str] = []
     for setting in SETTINGS:
-        keys: list[int | None] = sorted(
+        keys = sorted(
             {
                 cell.shots
                 for evaluation in found.values()
@@ -77,5 +77,5 @@ def summary(found: Mapping[str, Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def _shots(keys: Sequence[int | None]) -> str:
+def _shots(keys: Sequence[int]) -> str:
     return "".join(f"{shots:>7}" for shots in keys) + " shots"

@@ -27,25 +27,30 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: PositiveInt = Field(1000, description="Optimiser steps.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Course of the learning rate.")
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
-    users_per_step: PositiveInt = Field(64, description="Users in a step, over all workers.")
-    context: tuple[NonNegativeInt, NonNegativeInt] = Field(
-        (0, 0), description="Fewest and most comparisons a user's context may hold in training."
+    steps: PositiveInt = Field(default=1000, description="Optimiser steps.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Course of the learning rate."
     )
-    targets: PositiveInt = Field(64, description="Most comparisons a user is scored on in a step.")
-    lr: PositiveFloat = Field(1e-3, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
-    clip: PositiveFloat = Field(1.0, description="Largest gradient norm; longer ones are scaled down.")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the steps over which the rate rises."
+    )
+    users_per_step: PositiveInt = Field(default=64, description="Users in a step, over all workers.")
+    context: tuple[NonNegativeInt, NonNegativeInt] = Field(
+        default=(0, 0), description="Fewest and most comparisons a user's context may hold in training."
+    )
+    targets: PositiveInt = Field(default=64, description="Most comparisons a user is scored on in a step.")
+    lr: PositiveFloat = Field(default=1e-3, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    clip: PositiveFloat = Field(
+        default=1.0, description="Largest gradient norm; longer ones are scaled down."
+    )
 
 
 class MethodConfig(BaseModel):
-    """Base of every method's configuration; `type` names the method."""
+    """Base of every method's configuration, which adds a `type` that names it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: str
     recipe: Recipe = Recipe()
 
     @classmethod

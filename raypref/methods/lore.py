@@ -36,29 +36,38 @@ class LoReConfig(MethodConfig):
     type: Literal["lore"] = "lore"
     recipe: Recipe = Recipe(steps=250, warmup=0.08, users_per_step=128, targets=64, lr=1e-2)
     solver: Literal["posterior", "adam"] = Field(
-        "posterior",
+        default="posterior",
         description="posterior: Gaussian weights around a common reward, adapted by Bayes under the prior of "
         "the seen users; adam: as published, simplex weights adapted by 500 Adam steps, no uncertainty.",
     )
-    bases: PositiveInt = Field(8, description="K, the number of basis rewards.")
-    basis_l2: float = Field(0.01, ge=0, description="Penalty on the squared norm of the bases.")
+    bases: PositiveInt = Field(default=8, description="K, the number of basis rewards.")
+    basis_l2: float = Field(default=0.01, ge=0, description="Penalty on the squared norm of the bases.")
     common_l2: float = Field(
-        0.02,
+        default=0.02,
         ge=0,
         description="Penalty on the squared norm of the common reward, for each loss it stands in.",
     )
     population: float = Field(
-        10.0, ge=0, description="Weight of the common reward's own loss: it serves users nothing is known of."
+        default=10.0,
+        ge=0,
+        description="Weight of the common reward's own loss: it serves users nothing is known of.",
     )
-    iterations: PositiveInt = Field(8, description="Rounds of the variational solver.")
-    particles: PositiveInt = Field(1024, description="S, seen users whose weights make the prior.")
-    shrink_rounds: PositiveInt = Field(1, description="Leave-one-out rounds that shrink the prior's weights.")
+    iterations: PositiveInt = Field(default=8, description="Rounds of the variational solver.")
+    particles: PositiveInt = Field(default=1024, description="S, seen users whose weights make the prior.")
+    shrink_rounds: PositiveInt = Field(
+        default=1, description="Leave-one-out rounds that shrink the prior's weights."
+    )
     kernel: float = Field(
-        0.2, gt=0, lt=1, description="Spread of each particle, as a share of the prior's standard deviation."
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Spread of each particle, as a share of the prior's standard deviation.",
     )
-    logit_scale: PositiveFloat = Field(0.03, description="adam only: logits are this times δᵀVw.")
-    adapt_lr: PositiveFloat = Field(0.1, description="adam only: learning rate of a new user's weights.")
-    adapt_steps: PositiveInt = Field(500, description="adam only: steps of a new user's weights.")
+    logit_scale: PositiveFloat = Field(default=0.03, description="adam only: logits are this times δᵀVw.")
+    adapt_lr: PositiveFloat = Field(
+        default=0.1, description="adam only: learning rate of a new user's weights."
+    )
+    adapt_steps: PositiveInt = Field(default=500, description="adam only: steps of a new user's weights.")
 
     @classmethod
     def default_recipe(cls, raw: Mapping[str, Any]) -> Recipe:

@@ -26,38 +26,64 @@ class VRFConfig(MethodConfig):
 
     type: Literal["vrf"] = "vrf"
     recipe: Recipe = Recipe(steps=1500, users_per_step=64, targets=64, lr=2e-3, weight_decay=0.1, clip=10.0)
-    head_rate: PositiveFloat = Field(3.0, description="Learning rate of the reward heads, times recipe.lr.")
-    bases: PositiveInt = Field(10, description="K, the number of preference bases.")
-    latent: PositiveInt = Field(32, description="L, width of the preference space; at least K.")
-    hidden: PositiveInt = Field(128, description="H, width of the pair encoder's hidden layer; at least K.")
-    features: int = Field(64, ge=0, description="Linear features of a pair that the encoder sees beside its "
+    head_rate: PositiveFloat = Field(
+        default=3.0, description="Learning rate of the reward heads, times recipe.lr."
+    )
+    bases: PositiveInt = Field(default=10, description="K, the number of preference bases.")
+    latent: PositiveInt = Field(default=32, description="L, width of the preference space; at least K.")
+    hidden: PositiveInt = Field(
+        default=128, description="H, width of the pair encoder's hidden layer; at least K."
+    )
+    features: int = Field(default=64, ge=0, description="Linear features of a pair that the encoder sees beside its "
                           "K basis differences.")  # fmt: skip
-    dropout: float = Field(0.2, ge=0, lt=1, description="Of the pair encoder's input.")
-    draws: PositiveInt = Field(4, description="R, splits into context and targets of each user in a step.")
-    max_context: PositiveInt = Field(32, description="Most comparisons in a training context.")
-    prior_precision: PositiveFloat = Field(1.0, description="Λ₀ of the prior expert N(0, 1/Λ₀).")
-    temperature: PositiveFloat | None = Field(None, description="τ of the weights' softmax; default √L.")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="Of the pair encoder's input.")
+    draws: PositiveInt = Field(
+        default=4, description="R, splits into context and targets of each user in a step."
+    )
+    max_context: PositiveInt = Field(default=32, description="Most comparisons in a training context.")
+    prior_precision: PositiveFloat = Field(default=1.0, description="Λ₀ of the prior expert N(0, 1/Λ₀).")
+    temperature: PositiveFloat | None = Field(
+        default=None, description="τ of the weights' softmax; default √L."
+    )
     variance: Literal["between", "posterior", "both"] = Field(
-        "between",
+        default="between",
         description="Of a reward: the bases' disagreement under the weights, the weights' spread under the "
         "user's Gaussian, or the sum of both.",
     )
-    attenuate: bool = Field(True, description="Let the variance soften the margin in the loss.")
-    prior: Literal["mixture", "normal"] = Field("mixture", description="What the KL pulls users towards.")
+    attenuate: bool = Field(default=True, description="Let the variance soften the margin in the loss.")
+    prior: Literal["mixture", "normal"] = Field(
+        default="mixture", description="What the KL pulls users towards."
+    )
     kl: NonNegativeFloat = Field(
-        1e-3, description="β, weight of the KL in nats; rises over a fifth of training."
+        default=1e-3, description="β, weight of the KL in nats; rises over a fifth of training."
     )
-    kl_samples: int = Field(0, ge=0, description="Monte Carlo samples of the KL; 0 takes its closed bound.")
-    separation: NonNegativeFloat = Field(0.1, description="Weight of the loss that keeps the bases apart.")
-    basis_l2: NonNegativeFloat = Field(0.0, description="Penalty on a basis head's mean squared norm.")
-    common_l2: NonNegativeFloat = Field(0.0, description="Penalty on the common head's squared norm.")
-    samples: PositiveInt = Field(16, description="S, samples behind the posterior variance.")
-    basis_gap: PositiveFloat = Field(3.0, description="At the start μ_k is this times the k-th unit vector.")
+    kl_samples: int = Field(
+        default=0, ge=0, description="Monte Carlo samples of the KL; 0 takes its closed bound."
+    )
+    separation: NonNegativeFloat = Field(
+        default=0.1, description="Weight of the loss that keeps the bases apart."
+    )
+    population: NonNegativeFloat = Field(
+        default=1.0,
+        description="Weight of the common reward's own loss: it serves users nothing is known of.",
+    )
+    basis_l2: NonNegativeFloat = Field(
+        default=0.0,
+        description="Penalty on a basis head's mean squared norm; about 0.3 where all items to judge are new.",
+    )
+    common_l2: NonNegativeFloat = Field(
+        default=0.02,
+        description="Penalty on the squared norm of the common reward, for each loss it stands in.",
+    )
+    samples: PositiveInt = Field(default=16, description="S, samples behind the posterior variance.")
+    basis_gap: PositiveFloat = Field(
+        default=3.0, description="At the start μ_k is this times the k-th unit vector."
+    )
     evidence_gain: PositiveFloat = Field(
-        10.0, description="At the start a pair moves axis k by −this·softplus(−Δ_k)."
+        default=10.0, description="At the start a pair moves axis k by −this·softplus(−Δ_k)."
     )
-    log_precision: float = Field(-3.0, description="Log precision of one comparison at the start.")
-    head_spread: PositiveFloat = Field(0.3, description="Basis heads start as N(0, this²/D).")
+    log_precision: float = Field(default=-3.0, description="Log precision of one comparison at the start.")
+    head_spread: PositiveFloat = Field(default=0.3, description="Basis heads start as N(0, this²/D).")
 
     @model_validator(mode="after")
     def _wide_enough(self) -> VRFConfig:
@@ -117,16 +143,22 @@ class VRF(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the K basis rewards."""
-        return (self.standardise(emb_ND) @ (self.heads_KD + self.common_D).mT).float()
+        return (self.standardise(emb_ND) @ self._rewards().mT).float()
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return precision and precision·mean of the comparison's Gaussian."""
         return self._encode_pair(*self._pair(chosen_ND, rejected_ND))
 
+    def _rewards(self) -> Tensor:
+        """Return the directions of the K basis rewards, centred on the common one under the prior user."""
+        prior_L = torch.zeros_like(self.basis_mean_KL[0])
+        weights_K = self.weights(prior_L, torch.full_like(prior_L, 1.0 / self.config.prior_precision))
+        return self.heads_KD - weights_K @ self.heads_KD + self.common_D
+
     def _pair(self, chosen_ND: Tensor, rejected_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the linear features and the basis differences of comparisons."""
         difference_ND = self.standardise(chosen_ND) - self.standardise(rejected_ND)
-        heads_FD = torch.cat([self.features_MD, self.heads_KD + self.common_D])
+        heads_FD = torch.cat([self.features_MD, self._rewards()])
         both_NF = (difference_ND @ heads_FD.mT).float()
         return both_NF[..., : self.config.features], both_NF[..., self.config.features :]
 
@@ -178,15 +210,17 @@ class VRF(LinearRewardModel):
         # R draws of B users are R·B users with the same comparisons.
         user_XZ = torch.cat([self.infer(evidence_BPE, context_BP) for context_BP in context_RBP])
         margin = self.reward(delta_BPK.repeat(config.draws, 1, 1), user_XZ)
+        nobody = self.reward(delta_BPK, self.infer(evidence_BPE.detach(), torch.zeros_like(target.mask_BP)))
         if not config.attenuate:
             margin = Reward(margin.mean_BN)
         vbt = preference_loss(margin, scored_RBP.flatten(0, 1))
         mean_XL, var_XL = user_XZ.chunk(2, -1)
         kl, separation = self._kl(mean_XL, var_XL), self._separation()
         penalty = config.basis_l2 * self.heads_KD.square().sum() / config.bases
-        penalty = penalty + config.common_l2 * self.common_D.square().sum()
-        total = vbt + config.kl * min(1.0, 5.0 * progress) * kl + config.separation * separation + penalty
-        parts: dict[str, Tensor] = {"vbt": vbt, "kl": kl, "separation": separation, "penalty": penalty}
+        penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
+        population = preference_loss(Reward(nobody.mean_BN), target.mask_BP)
+        total = vbt + config.population * population + config.kl * min(1.0, 5.0 * progress) * kl + config.separation * separation + penalty
+        parts: dict[str, Tensor] = {"vbt": vbt, "population": population, "kl": kl, "separation": separation, "penalty": penalty}
         if margin.var_BN is not None:
             # Doubt belongs on the comparisons that are ranked wrongly; doubt everywhere is an escape.
             right, scored = margin.mean_BN > 0, scored_RBP.flatten(0, 1) > 0
@@ -214,13 +248,13 @@ class VRF(LinearRewardModel):
 
     def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
         """Return heads with their own rate, bases without decay, and the encoder."""
-        heads = [self.heads_KD, self.common_D]
         bases = [self.basis_mean_KL, self.basis_log_std_KL]
-        taken = {id(parameter) for parameter in heads + bases}
+        taken = {id(parameter) for parameter in [self.heads_KD, self.common_D, *bases]}
         encoder = [parameter for parameter in self.parameters() if id(parameter) not in taken]
         decay = recipe.weight_decay
         return [
-            {"params": heads, "lr": self.config.head_rate * recipe.lr, "weight_decay": decay},
+            {"params": [self.heads_KD], "lr": self.config.head_rate * recipe.lr, "weight_decay": decay},
+            {"params": [self.common_D], "lr": self.config.head_rate * recipe.lr, "weight_decay": 0.0},
             {"params": bases, "lr": recipe.lr, "weight_decay": 0.0},
             {"params": encoder, "lr": recipe.lr, "weight_decay": decay},
         ]

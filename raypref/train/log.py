@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def progress(directory: Path, steps: int, interval_s: float = 1.0) -> Iterator[None]:
+def progress(directory: Path, steps: int, interval_s: float = 1.0) -> Generator[None]:
     """Show the progress of the run that logs to `directory`: a bar on a terminal, JSON lines elsewhere."""
     done = threading.Event()
     thread = threading.Thread(target=_follow, args=(directory, steps, interval_s, done), daemon=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -63,7 +63,7 @@ class Validation(NamedTuple):
 class Looks:
     """When to look at held-out comparisons, at which, and when to give up."""
 
-    episodes: Collection[Episodes]
+    episodes: Iterable[Episodes]
     """Training comparisons as context, held-out ones as target; iterated twice a look."""
     every: int
     """Steps between looks; the last step is always looked at."""
@@ -205,7 +205,7 @@ def train(
 
 
 @torch.no_grad()
-def validate(model: RewardModel, batches: Collection[Episodes]) -> Validation:
+def validate(model: RewardModel, batches: Iterable[Episodes]) -> Validation:
     """Return how well target comparisons are predicted from the context.
 
     All workers must call it together; the figures are of all their comparisons. Each worker settles its

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 import ray.train
+import ray.train.torch
 import torch
 from ray.data import DataIterator
 from ray.train.torch import TorchTrainer
@@ -46,6 +47,7 @@ def run(config: RunConfig) -> BundleInfo:
         MismatchError: items and comparisons are of different embedders.
         ConfigError: more workers than buckets of users.
     """
+    config = config.absolute()
     tables = Tables.open(config.tables_dir)
     items = ItemTable.open(config.items_dir)
     require_embedder(items.metadata.embedder, tables.metadata.embedder, config.items_dir)
@@ -102,7 +104,7 @@ def run_directory(config: RunConfig, tables: Tables) -> Path:
         ]
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return config.dir.absolute() / "train" / f"{config.method.type}-{digest}"
+    return config.dir / "train" / f"{config.method.type}-{digest}"
 
 
 class UserShards(ray.train.DataConfig):
@@ -162,12 +164,13 @@ def work(raw: dict[str, Any]) -> None:
 
 def _ingest(tables: Tables) -> tuple[Comparisons, Comparisons]:
     """Return the training and the validation comparisons of this worker's seen users, through Ray Data."""
-    shard = ray.train.get_dataset_shard("train")
+    shard = cast(DataIterator, ray.train.get_dataset_shard("train"))
     parts: dict[str, list[pa.Table]] = {"train": [], "valid": []}
-    for batch in shard.iter_batches(batch_size=INGEST_ROWS, batch_format="pyarrow"):
+    batches = shard.iter_batches(batch_size=INGEST_ROWS, batch_format="pyarrow")
+    for batch in cast(Iterable[pa.Table], batches):
         seen = batch.filter(pa.array(tables.rows[batch["user"].to_numpy()] >= 0))
         for split, kept in parts.items():
-            kept.append(seen.filter(pc.equal(seen["split"], split)))
+            kept.append(seen.filter(pc.field("split") == split))
     learn, held = (Comparisons.from_batches(kept, tables.rows) for kept in parts.values())
     return learn, held
 
