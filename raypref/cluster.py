@@ -27,6 +27,8 @@ def connected(cpus: int | None = None) -> Generator[None]:
         if not address:
             # The C++ core tells of every actor that it cannot restart; its log files keep the rest.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            # Ray Data and Ray Train start more processes than a small machine has cores, and Ray says so.
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
         ray.init(
             address=address or "local",
             num_cpus=None if address else cpus,

@@ -64,7 +64,7 @@ class VRFConfig(MethodConfig):
         default=0.1, description="Weight of the loss that keeps the bases apart."
     )
     population: NonNegativeFloat = Field(
-        default=1.0,
+        default=10.0,
         description="Weight of the common reward's own loss: it serves users nothing is known of.",
     )
     basis_l2: NonNegativeFloat = Field(
@@ -122,6 +122,7 @@ class VRF(LinearRewardModel):
         spread = dims.embedding**-0.5
         self.heads_KD = nn.Parameter(config.head_spread * spread * torch.randn(bases, dims.embedding))
         self.common_D = nn.Parameter(torch.zeros(dims.embedding))
+        self.log_gain = nn.Parameter(torch.zeros(()))
         self.features_MD = nn.Parameter(spread * torch.randn(config.features, dims.embedding))
         self.hidden = nn.Linear(width, config.hidden)
         self.mean = nn.Linear(config.hidden, latent)
@@ -153,7 +154,7 @@ class VRF(LinearRewardModel):
         """Return the directions of the K basis rewards, centred on the common one under the prior user."""
         prior_L = torch.zeros_like(self.basis_mean_KL[0])
         weights_K = self.weights(prior_L, torch.full_like(prior_L, 1.0 / self.config.prior_precision))
-        return self.heads_KD - weights_K @ self.heads_KD + self.common_D
+        return self.heads_KD - weights_K @ self.heads_KD + self.log_gain.exp() * self.common_D
 
     def _pair(self, chosen_ND: Tensor, rejected_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the linear features and the basis differences of comparisons."""
@@ -218,7 +219,7 @@ class VRF(LinearRewardModel):
         kl, separation = self._kl(mean_XL, var_XL), self._separation()
         penalty = config.basis_l2 * self.heads_KD.square().sum() / config.bases
         penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
-        population = preference_loss(Reward(nobody.mean_BN), target.mask_BP)
+        population = preference_loss(Reward(nobody.mean_BN / self.log_gain.exp()), target.mask_BP)
         total = vbt + config.population * population + config.kl * min(1.0, 5.0 * progress) * kl + config.separation * separation + penalty
         parts: dict[str, Tensor] = {"vbt": vbt, "population": population, "kl": kl, "separation": separation, "penalty": penalty}
         if margin.var_BN is not None:
@@ -249,12 +250,12 @@ class VRF(LinearRewardModel):
     def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
         """Return heads with their own rate, bases without decay, and the encoder."""
         bases = [self.basis_mean_KL, self.basis_log_std_KL]
-        taken = {id(parameter) for parameter in [self.heads_KD, self.common_D, *bases]}
+        taken = {id(parameter) for parameter in [self.heads_KD, self.common_D, self.log_gain, *bases]}
         encoder = [parameter for parameter in self.parameters() if id(parameter) not in taken]
         decay = recipe.weight_decay
         return [
             {"params": [self.heads_KD], "lr": self.config.head_rate * recipe.lr, "weight_decay": decay},
-            {"params": [self.common_D], "lr": self.config.head_rate * recipe.lr, "weight_decay": 0.0},
+            {"params": [self.common_D, self.log_gain], "lr": self.config.head_rate * recipe.lr, "weight_decay": 0.0},
             {"params": bases, "lr": recipe.lr, "weight_decay": 0.0},
             {"params": encoder, "lr": recipe.lr, "weight_decay": decay},
         ]

@@ -148,7 +148,6 @@ def embedded(texts: list[str], config: EmbedConfig, folder: Path) -> np.ndarray:
     return ItemTable.open(folder).gather(np.arange(len(texts)))
 
 
-@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
@@ -184,7 +183,6 @@ def test_vllm_and_transformers_agree(
     )
 
 
-@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from tests.embed.embedding_server import DIM, Server, serving, vector
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"),
 ]
 
 TEXTS = [f"text {n}" for n in range(40)]
