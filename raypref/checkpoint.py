@@ -76,29 +76,48 @@ class Bundle:
             MismatchError: another bundle version wrote it.
         """
         verify(directory)
-        raw = json.loads((directory / "checkpoint.json").read_text())
-        if raw.get("bundle_version") != BUNDLE_VERSION:
-            raise MismatchError(
-                f"{directory}: bundle version {raw.get('bundle_version')}, this raypref reads "
-                f"{BUNDLE_VERSION}; train it again or install the raypref that wrote it."
-            )
-        try:
-            info = BundleInfo.model_validate(raw)
-        except ValidationError as error:
-            raise CorruptError(f"{directory / 'checkpoint.json'}: {error}") from error
+        info = _read_info(directory / "checkpoint.json")
+        users = _read_users(directory / "users.parquet")
         model = build(info.method, Dims(info.dim, info.users))
         load_tensors(model, directory / "model.safetensors")
         model.eval()
-        return cls(model, info, pq.read_table(directory / "users.parquet"))
+        return cls(model, info, users)
 
     def save(self, directory: Path) -> None:
         """Write the bundle, whole or not at all; an older one in the same place is replaced."""
-        with files.new_directory(directory) as work:
+        with files.new_directory(directory, MANIFEST) as work:
             save_tensors(self.model.state_dict(), work / "model.safetensors")
             files.write_text(work / "checkpoint.json", self.info.model_dump_json(indent=2) + "\n")
             pq.write_table(self.users.cast(BUNDLE_USERS_SCHEMA), work / "users.parquet", compression="zstd")
             files.write_text(work / "README.md", model_card(self.info))
             write_manifest(work)
+
+
+def _read_info(path: Path) -> BundleInfo:
+    try:
+        raw = json.loads(path.read_text())
+        bundle_version = raw["bundle_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path}: not readable ({error!r}). Restore it from a copy.") from error
+    if bundle_version != BUNDLE_VERSION:
+        raise MismatchError(
+            f"{path.parent}: bundle version {bundle_version}, this raypref reads {BUNDLE_VERSION}; "
+            "train it again or install the raypref that wrote it."
+        )
+    try:
+        return BundleInfo.model_validate(raw)
+    except ValidationError as error:
+        raise CorruptError(f"{path}: {error}") from error
+
+
+def _read_users(path: Path) -> pa.Table:
+    try:
+        users = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{path}: not readable as Parquet ({error}). Restore it from a copy.") from error
+    if not users.schema.equals(BUNDLE_USERS_SCHEMA):
+        raise CorruptError(f"{path}: its columns are not those of a bundle's users.")
+    return users
 
 
 def build(method: MethodConfig, dims: Dims, seed: int = 0) -> RewardModel:
@@ -116,6 +135,7 @@ def library_versions() -> dict[str, str]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write named tensors as safetensors."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -163,9 +183,9 @@ def verify(directory: Path) -> None:
     if not path.is_file():
         raise InputError(f"{directory}: no bundle here ({MANIFEST} is missing).")
     try:
-        text = path.read_text()
-        entries = json.loads(text)["files"]
-        intact = text == _manifest_text(entries)
+        data = path.read_bytes()
+        entries = json.loads(data)["files"]
+        intact = data == _manifest_text(entries).encode()
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path}: not readable ({error}). Restore it from a copy.") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -39,10 +41,26 @@ def connected(cpus: int | None = None) -> Generator[None]:
         )
     _quiet_data()
     try:
-        yield
+        with _interruptible():
+            yield
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
+    """Let Ctrl-C end a block as KeyboardInterrupt: Ray Train's handler aborts, then exits with success."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _quiet_data() -> None:

@@ -242,6 +242,20 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_defaults(cls, raw: Any) -> Any:
+        """Let a section change the default method or engine without naming it again."""
+        if not isinstance(raw, dict):
+            return raw
+        for section, key, default in (
+            ("method", "type", DEFAULT_METHOD.type),
+            ("embed", "engine", TransformersConfig().engine),
+        ):
+            if isinstance(raw.get(section), dict):
+                raw = {**raw, section: {key: default, **raw[section]}}
+        return raw
+
     def absolute(self) -> RunConfig:
         """Return the same run with absolute paths, for workers whose working directory is another."""
         paths = {"dir": self.dir, "items": self.items_dir, "tables": self.tables_dir}

@@ -8,8 +8,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from raypref.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,27 +35,51 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def require_ours(path: Path, marker: str) -> None:
+    """Refuse to replace what stands at `path`, unless it is an empty folder or holds the file `marker`.
+
+    Everything that raypref writes has such a file; what somebody else keeps is never deleted.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
+        raise InputError(
+            f"{path}: would be replaced, but holds something else (no {marker}). Name another folder, or "
+            "move this one away."
+        )
+
+
 @contextmanager
-def new_directory(path: Path) -> Generator[Path]:
+def new_directory(path: Path, marker: str) -> Generator[Path]:
     """Yield an empty directory that becomes `path` when the block ends well, and vanishes when it does not.
 
     An existing `path` is replaced whole, at the end.
+
+    Raises:
+        InputError: `path` holds something that is not ours to replace.
     """
+    require_ours(path, marker)
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.chmod(work, 0o755)
+    old = work.with_name(f"{work.name}.old")
     try:
+        os.chmod(work, 0o755)
         yield work
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-            os.replace(work, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(work, path)
+            os.replace(path, old)
+        os.replace(work, path)
     except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
         raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def write_items(directory: Path, embedder: Embedder, parts: Iterable[Part]) -> I
         InputError: there are no rows, two rows have one content hash, or a vector is not usable.
         MismatchError: vectors have another width than the embedder's.
     """
-    with files.new_directory(Path(directory)) as work:
+    with files.new_directory(Path(directory), METADATA_FILE) as work:
         listed, keys_N = _write_parts(work, embedder, parts, [])
         _refuse_duplicates(keys_N)
         return _write_metadata(work, embedder, listed)

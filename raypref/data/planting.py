@@ -24,7 +24,7 @@ from raypref.data.planted import (
 )
 from raypref.data.splits import SPLITS
 from raypref.data.writer import TableWriter
-from raypref.schema import Embedder, TablesMetadata, content_hash
+from raypref.schema import METADATA_FILE, Embedder, TablesMetadata, content_hash
 
 
 def write_planted(
@@ -37,7 +37,7 @@ def write_planted(
     """
     world = plant(config)
     items = write_items(items_dir, planted_embedder(config), _items(world))
-    with files.new_directory(tables_dir) as directory:
+    with files.new_directory(tables_dir, METADATA_FILE) as directory:
         writer = TableWriter(directory, buckets)
         numbers = _Numbers(config, world.users, buckets)
         for block in comparisons(world, true_rewards(world)):

@@ -18,7 +18,7 @@ from raypref.data.sources import Source, render
 from raypref.data.splits import COLD, SPLITS, TRAIN, WARM, Splitter, keys_of
 from raypref.data.writer import TableWriter
 from raypref.errors import InputError
-from raypref.schema import TablesMetadata, canonical_text, content_hash
+from raypref.schema import METADATA_FILE, TablesMetadata, canonical_text, content_hash
 
 
 def prepare(config: RunConfig) -> TablesMetadata:
@@ -36,7 +36,7 @@ def prepare(config: RunConfig) -> TablesMetadata:
     items = ItemTable.open(config.items_dir)
     target = config.tables_dir
     with (
-        files.new_directory(target) as directory,
+        files.new_directory(target, METADATA_FILE) as directory,
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.spill.") as spill,
     ):
         return _Preparation(config, items, Path(spill)).write(directory)

@@ -106,7 +106,7 @@ def read_parts(directory: Path, metadata: ItemsMetadata) -> Iterator[tuple[np.nd
 
 def _fill(cache: Path, directory: Path, metadata: ItemsMetadata) -> None:
     keys: list[np.ndarray] = []
-    with files.new_directory(cache) as work:
+    with files.new_directory(cache, _KEYS) as work:
         with (work / _EMBEDDINGS).open("wb") as out:
             for keys_N, emb_ND in read_parts(directory, metadata):
                 keys.append(keys_N)

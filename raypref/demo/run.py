@@ -32,6 +32,7 @@ USERS, COMPARISONS = 600, 40
 METHODS: dict[str, dict[str, Any]] = {name: {"type": name} for name in ("bt", "lore", "vrf")}
 NEW_USER_TASTE = "rambler"
 ANSWERS_TO_SCORE = ("nature", "comfort")
+MARKER = ".raypref-demo"
 CPUS = 3
 """Of the local cluster, however many the machine has: two workers and one that reads for them."""
 
@@ -43,7 +44,9 @@ def demo(directory: Path) -> None:
     """
     began = time.perf_counter()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    files.require_ours(directory, MARKER)
     shutil.rmtree(directory, ignore_errors=True)
+    files.write_text(directory / MARKER, "Made by `raypref demo`, which replaces this folder.\n")
     bank = load_bank()
     rows = list(judge(bank, USERS, COMPARISONS, seed=0))
     files.write_text(directory / "comparisons.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

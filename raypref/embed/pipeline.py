@@ -55,12 +55,16 @@ def embed_texts(texts: Iterable[str], directory: Path, config: EmbedConfig) -> I
     with files.lock(directory.with_name(f".{directory.name}.lock")):
         table = _existing(directory, model)
         staging = Staging(directory.with_name(f".{directory.name}.partial"), model.embedder)
-        plan = _plan(texts, table, staging, config.part_rows)
-        if plan.todo:
-            _run(plan, staging, config, model)
-        if len(plan.keys_N):
-            write = append_items if table else write_items
-            write(directory, model.embedder, staging.ordered(plan.keys_N))
+        try:
+            plan = _plan(texts, table, staging, config.part_rows)
+            if plan.todo:
+                _run(plan, staging, config, model)
+            if len(plan.keys_N):
+                write = append_items if table else write_items
+                write(directory, model.embedder, staging.ordered(plan.keys_N))
+        except BaseException:
+            staging.leave()
+            raise
         staging.remove()
     return read_metadata(directory, ItemsMetadata)
 

@@ -77,6 +77,12 @@ class Staging:
                 emb_ND[here_N] = read(int(part))[at_N[chunk][here_N] - first_P[part]]
             yield hashes_of(keys_N[chunk]), emb_ND
 
+    def leave(self) -> None:
+        """Delete what a later run does not need: the texts, and the folder where nothing is staged."""
+        shutil.rmtree(self.texts, ignore_errors=True)
+        if not self._paths:
+            self.remove()
+
     def remove(self) -> None:
         """Delete the folder; its embeddings stand in the table now."""
         shutil.rmtree(self.directory)

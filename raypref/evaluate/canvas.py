@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 INK, MUTED = "#1b1f24", "#7d838c"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
 """Okabe and Ito's colours that show on white and on black, and two more."""
@@ -112,6 +114,29 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         groups.append((mean, size))
     flat = [mean for mean, size in groups for _ in range(size)]
     return [y + i * gap for i, y in enumerate(flat)]
+
+
+def label_points(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """Number points from 1: away from their middle, moved apart where numbers would touch, each on a line."""
+    axes.apply_aspect()
+    at_K2 = axes.transData.transform(np.array(points)) * 72 / axes.figure.dpi
+    outward_K2 = at_K2 - at_K2.mean(0)
+    length_K1 = np.linalg.norm(outward_K2, axis=1, keepdims=True)
+    turn_K = np.arange(len(at_K2)) * 2 * np.pi / len(at_K2)
+    # Points in one place have no outward direction of their own: they take turns.
+    around_K2 = np.stack([np.cos(turn_K), np.sin(turn_K)], axis=1)
+    offset_K2 = 12 * np.where(length_K1 > 1, outward_K2 / np.maximum(length_K1, 1), around_K2)
+    for _ in range(200):
+        apart_KK2 = (at_K2 + offset_K2)[:, None] - (at_K2 + offset_K2)[None]
+        distance_KK1 = np.linalg.norm(apart_KK2, axis=2, keepdims=True)
+        close_KK1 = (distance_KK1 < LABEL_GAP + 1) & (distance_KK1 > 0)
+        offset_K2 += np.where(close_KK1, apart_KK2 / np.maximum(distance_KK1, 1e-9), 0.0).sum(1)
+    for k, (point, offset_2) in enumerate(zip(points, offset_K2, strict=True)):
+        axes.annotate(
+            str(k + 1), point, xytext=tuple(offset_2), textcoords="offset points", ha="center", va="center",
+            fontsize=7, fontweight="bold", zorder=4, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.5, "shrinkA": 3, "shrinkB": 0},
+        )  # fmt: skip
 
 
 def picture(name: str, alt: str, draw: Callable[[Any], None], right: float = 0.84) -> Picture:

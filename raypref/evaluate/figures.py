@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raypref.evaluate.canvas import INK, MUTED, PALETTE, Look, Picture, label_ends, picture
+from raypref.evaluate.canvas import INK, MUTED, PALETTE, Look, Picture, label_ends, label_points, picture
 from raypref.evaluate.landscape import PreferenceMap
 from raypref.evaluate.result import Cell, UserBin
 from raypref.metrics import UncertaintyBin
@@ -167,15 +167,17 @@ def preference_map(name: str, title: str, place: PreferenceMap) -> Picture:
             mine = np.array(place.cohorts) == cohort
             look = {"color": colour, "marker": "o^"[row], "lw": 0, "alpha": 0.75}
             axes.scatter(*position_U2[mine].T, s=7, zorder=2, **look)
-            key = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (2 + 66 * row, -8)}
+            key = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (66 * row, 4)}
             axes.annotate(f"{'●▲'[row]} {cohort} users", (0, 1), color=colour, **key, **KEY_FONT)
-        for k, base in enumerate(place.bases or ()):
-            axes.scatter(*base, s=34, marker="D", color=INK, lw=0, zorder=3)
-            axes.annotate(str(k + 1), base, xytext=(5, 3), textcoords="offset points", zorder=4, **KEY_FONT)
         x, y = (f"axis {i + 1} ({share:.0%} of variance)" for i, share in enumerate(place.explained))
-        axes.set(title=title, xlabel=x, ylabel=y)
+        axes.set_title(title, pad=14)
+        axes.set(xlabel=x, ylabel=y)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.margins(0.05, 0.12)
+        axes.margins(0.05, 0.15)
+        axes.figure.subplots_adjust(top=0.85)
+        if place.bases:
+            axes.scatter(*np.array(place.bases).T, s=20, marker="D", color=INK, lw=0, zorder=3)
+            label_points(axes, place.bases)
 
     counts = ", ".join(f"{sum(c == cohort for c in place.cohorts)} {cohort}" for cohort in colours)
     alt = f"{title}: {counts} users and {len(place.bases or ())} bases on two principal axes, "

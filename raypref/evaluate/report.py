@@ -19,6 +19,8 @@ from raypref.evaluate.landscape import PreferenceMap
 from raypref.evaluate.protocol import SETTINGS
 from raypref.evaluate.result import Cell, Difference, Evaluation, Section, Setting, compare
 
+REPORT_FILE = "report.json"
+
 FOCUS_SHOTS = 8
 """Calibration and uncertainty are shown at the number of shots nearest to this."""
 
@@ -94,8 +96,8 @@ def write_report(
         "figures": [{"name": picture.name, "alt": picture.alt} for picture in pictures],
     }
     page = _page(meta, evaluations, differences, chapters, content)
-    with files.new_directory(directory) as work:
-        files.write_text(work / "report.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    with files.new_directory(directory, REPORT_FILE) as work:
+        files.write_text(work / REPORT_FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
         files.write_text(work / "report.html", page)
         for picture in pictures:
             files.write_bytes(work / "figures" / f"{picture.name}.pdf", picture.pdf)
@@ -215,7 +217,7 @@ def _chapters(
         ),
         Chapter(
             "What the model knows that it does not know",
-            "Left: accuracy on the most confident share of the comparisons. Then accuracy by the model’s "
+            "First accuracy on the most confident share of the comparisons. Then accuracy by the model’s "
             "uncertainty about the pair, the standard deviation of the reward difference, and by its mean "
             "over a user’s pairs. A method without variance is ranked by 1 − confidence.",
             doubt,

@@ -126,7 +126,7 @@ class Evaluation(Section):
 
     def save(self, directory: Path) -> None:
         """Write the evaluation, whole or not at all."""
-        with files.new_directory(directory) as work:
+        with files.new_directory(directory, EVALUATION_FILE) as work:
             pq.write_table(self.per_user, work / PER_USER_FILE, compression="zstd")
             files.write_text(work / EVALUATION_FILE, self.model_dump_json(indent=1) + "\n")
 

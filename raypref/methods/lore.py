@@ -100,7 +100,6 @@ class LoRe(LinearRewardModel):
         super().__init__(dims)
         self.config = config
         self.common_D = nn.Parameter(torch.zeros(dims.embedding))
-        self.log_gain = nn.Parameter(torch.zeros(()))
         spread = 0.3 / math.sqrt(dims.embedding)
         self.bases_DK = nn.Parameter(spread * torch.randn(dims.embedding, config.bases))
         particles = min(config.particles, dims.users)
@@ -109,12 +108,12 @@ class LoRe(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the common reward and the K basis rewards, F = 1 + K."""
-        heads_DF = torch.cat([self.log_gain.exp() * self.common_D.unsqueeze(-1), self.bases_DK], 1)
+        heads_DF = torch.cat([self.common_D.unsqueeze(-1), self.bases_DK], 1)
         return (self.standardise(emb_ND) @ heads_DF).float()
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return the differences of the item features, E = 1 + K."""
-        heads_DF = torch.cat([self.log_gain.exp() * self.common_D.unsqueeze(-1), self.bases_DK], 1)
+        heads_DF = torch.cat([self.common_D.unsqueeze(-1), self.bases_DK], 1)
         difference_ND = self.standardise(chosen_ND) - self.standardise(rejected_ND)
         return (difference_ND @ heads_DF).float()
 
@@ -147,7 +146,7 @@ class LoRe(LinearRewardModel):
             mean_BK, cov_BKK = gaussian_posterior(common_BP, feature_BPK, mask_BP, config.iterations // 2)
         count = mask_BP.sum()
         personal = variational_nll(common_BP, feature_BPK, mask_BP, mean_BK, cov_BKK) / count
-        population = (F.softplus(-common_BP / self.log_gain.exp()) * mask_BP).sum() / count
+        population = (F.softplus(-common_BP) * mask_BP).sum() / count
         penalty = config.basis_l2 * self.bases_DK.square().sum()
         penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
         return Loss(

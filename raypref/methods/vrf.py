@@ -34,8 +34,11 @@ class VRFConfig(MethodConfig):
     hidden: PositiveInt = Field(
         default=128, description="H, width of the pair encoder's hidden layer; at least K."
     )
-    features: int = Field(default=64, ge=0, description="Linear features of a pair that the encoder sees beside its "
-                          "K basis differences.")  # fmt: skip
+    features: int = Field(
+        default=64,
+        ge=0,
+        description="Linear features of a pair that the encoder sees beside its K basis differences.",
+    )
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Of the pair encoder's input.")
     draws: PositiveInt = Field(
         default=4, description="R, splits into context and targets of each user in a step."
@@ -69,7 +72,7 @@ class VRFConfig(MethodConfig):
     )
     basis_l2: NonNegativeFloat = Field(
         default=0.0,
-        description="Penalty on a basis head's mean squared norm; about 0.3 where all items to judge are new.",
+        description="Penalty on a basis head's mean squared norm; about 10 where all items to judge are new.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
@@ -101,7 +104,8 @@ class VRF(LinearRewardModel):
 
     A two-layer MLP maps each comparison i to a Gaussian N(m_i, 1/λ_i) in the preference space; the product of
     a user's Gaussians and the prior expert N(0, 1/Λ₀) is q_u = N(μ_u, σ_u²). Bases are Gaussians p_k in the
-    same space with rewards φ_k(x, y) = (a_k + b)·e(x, y); as weights sum to one, b is common to all users.
+    same space with rewards φ_k(x, y) = (b + a_k − Σ_j w⁰_j a_j)·e(x, y), w⁰ the weights of the prior expert:
+    a user nothing is known of has the reward b·e, which a Bradley–Terry loss of its own fits to everybody.
 
     Evidence is (λ_i, λ_i·m_i), E = 2L, and adds up, so users update in any order by addition alone. The user
     vector is (μ_u, σ_u²), Z = 2L; the item features are the K basis rewards.
@@ -122,7 +126,6 @@ class VRF(LinearRewardModel):
         spread = dims.embedding**-0.5
         self.heads_KD = nn.Parameter(config.head_spread * spread * torch.randn(bases, dims.embedding))
         self.common_D = nn.Parameter(torch.zeros(dims.embedding))
-        self.log_gain = nn.Parameter(torch.zeros(()))
         self.features_MD = nn.Parameter(spread * torch.randn(config.features, dims.embedding))
         self.hidden = nn.Linear(width, config.hidden)
         self.mean = nn.Linear(config.hidden, latent)
@@ -150,11 +153,14 @@ class VRF(LinearRewardModel):
         """Return precision and precision·mean of the comparison's Gaussian."""
         return self._encode_pair(*self._pair(chosen_ND, rejected_ND))
 
+    def _prior_weights(self) -> Tensor:
+        """Return weights_K of the user nothing is known of, N(0, 1/Λ₀)."""
+        mean_L = torch.zeros_like(self.basis_mean_KL[0])
+        return self.weights(mean_L, torch.full_like(mean_L, 1.0 / self.config.prior_precision))
+
     def _rewards(self) -> Tensor:
-        """Return the directions of the K basis rewards, centred on the common one under the prior user."""
-        prior_L = torch.zeros_like(self.basis_mean_KL[0])
-        weights_K = self.weights(prior_L, torch.full_like(prior_L, 1.0 / self.config.prior_precision))
-        return self.heads_KD - weights_K @ self.heads_KD + self.log_gain.exp() * self.common_D
+        """Return rewards_KD, the bases' directions; the prior weights' average is the common one."""
+        return self.heads_KD - self._prior_weights() @ self.heads_KD + self.common_D
 
     def _pair(self, chosen_ND: Tensor, rejected_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the linear features and the basis differences of comparisons."""
@@ -211,17 +217,19 @@ class VRF(LinearRewardModel):
         # R draws of B users are R·B users with the same comparisons.
         user_XZ = torch.cat([self.infer(evidence_BPE, context_BP) for context_BP in context_RBP])
         margin = self.reward(delta_BPK.repeat(config.draws, 1, 1), user_XZ)
-        nobody = self.reward(delta_BPK, self.infer(evidence_BPE.detach(), torch.zeros_like(target.mask_BP)))
         if not config.attenuate:
             margin = Reward(margin.mean_BN)
         vbt = preference_loss(margin, scored_RBP.flatten(0, 1))
         mean_XL, var_XL = user_XZ.chunk(2, -1)
         kl, separation = self._kl(mean_XL, var_XL), self._separation()
+        # The common reward as everybody's, without doubt: what BT learns, so that no shots are no worse.
+        population = preference_loss(Reward(delta_BPK @ self._prior_weights()), target.mask_BP)
         penalty = config.basis_l2 * self.heads_KD.square().sum() / config.bases
         penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
-        population = preference_loss(Reward(nobody.mean_BN / self.log_gain.exp()), target.mask_BP)
-        total = vbt + config.population * population + config.kl * min(1.0, 5.0 * progress) * kl + config.separation * separation + penalty
-        parts: dict[str, Tensor] = {"vbt": vbt, "population": population, "kl": kl, "separation": separation, "penalty": penalty}
+        total = vbt + config.population * population + penalty
+        total = total + config.kl * min(1.0, 5.0 * progress) * kl + config.separation * separation
+        parts: dict[str, Tensor] = {"vbt": vbt, "population": population}
+        parts |= {"kl": kl, "separation": separation, "penalty": penalty}
         if margin.var_BN is not None:
             # Doubt belongs on the comparisons that are ranked wrongly; doubt everywhere is an escape.
             right, scored = margin.mean_BN > 0, scored_RBP.flatten(0, 1) > 0
@@ -250,12 +258,12 @@ class VRF(LinearRewardModel):
     def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
         """Return heads with their own rate, bases without decay, and the encoder."""
         bases = [self.basis_mean_KL, self.basis_log_std_KL]
-        taken = {id(parameter) for parameter in [self.heads_KD, self.common_D, self.log_gain, *bases]}
+        taken = {id(parameter) for parameter in [self.heads_KD, self.common_D, *bases]}
         encoder = [parameter for parameter in self.parameters() if id(parameter) not in taken]
         decay = recipe.weight_decay
         return [
             {"params": [self.heads_KD], "lr": self.config.head_rate * recipe.lr, "weight_decay": decay},
-            {"params": [self.common_D, self.log_gain], "lr": self.config.head_rate * recipe.lr, "weight_decay": 0.0},
+            {"params": [self.common_D], "lr": self.config.head_rate * recipe.lr, "weight_decay": 0.0},
             {"params": bases, "lr": recipe.lr, "weight_decay": 0.0},
             {"params": encoder, "lr": recipe.lr, "weight_decay": decay},
         ]

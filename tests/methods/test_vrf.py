@@ -75,6 +75,28 @@ def test_weights_are_a_distribution(model: VRF) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(4))
 
 
+def test_a_user_nothing_is_known_of_has_the_common_reward() -> None:
+    model, context = built(VRFConfig()), pairs(0)
+    assert isinstance(model, VRF)
+    with torch.no_grad():
+        model.common_D.normal_()
+        model.basis_mean_KL.normal_()
+        nobody = model.infer(model.encode(context), torch.zeros_like(context.mask_BP))
+        reward = model.reward(model.item(context.chosen_BPD), nobody)
+        common = model.standardise(context.chosen_BPD) @ model.common_D
+    torch.testing.assert_close(reward.mean_BN, common, rtol=1e-4, atol=1e-4)
+
+
+def test_what_all_bases_share_is_left_to_the_common_reward() -> None:
+    """Only the heads' differences count: one direction added to all of them changes no reward."""
+    model, context = built(VRFConfig()), pairs(0)
+    assert isinstance(model, VRF)
+    with torch.no_grad():
+        before = model.item(context.chosen_BPD)
+        model.heads_KD.add_(torch.randn(DIM))
+        torch.testing.assert_close(model.item(context.chosen_BPD), before, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_a_user_on_one_basis_has_no_variance_between_bases(model: VRF) -> None:
     items = model.item(pairs(1).chosen_BPD)
