@@ -68,8 +68,14 @@ def test_every_command_of_the_readme_exists() -> None:
             main([command, "--help"])
         assert stop.value.code == 0
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", README)):
+    for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_figures_are_those_that_were_recorded() -> None:
+    script = REPOSITORY / "jobs/benchmarks/table.py"
+    table = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True)
+    assert table.stdout.strip() in README
 
 
 def test_every_file_the_readme_names_exists() -> None:
