@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    from raypref.config import load_config
+    from raypref.config_file import load_config
 
     return load_config(arguments.config, arguments.overrides)
 

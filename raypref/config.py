@@ -1,11 +1,10 @@
-"""A run's configuration: one YAML file plus `--set a.b=c`, checked, frozen, complete."""
+"""A run's configuration: every section, checked, frozen, complete."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -13,11 +12,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from raypref.errors import ConfigError
 from raypref.methods import DEFAULT_METHOD, AnyMethod
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -281,61 +278,3 @@ class RunConfig(Section):
     def report_dir(self) -> Path:
         """The report."""
         return self.report or self.dir / "report"
-
-
-def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
-    """Read a run's YAML and apply `a.b=c` overrides, whose values are YAML too.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown or a value is invalid.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text()) if path else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error}).") from error
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a run's configuration is a mapping, this is a {type(raw).__name__}.")
-    return parse_config(raw, overrides, str(path or "configuration"))
-
-
-def parse_config(raw: dict[str, Any], overrides: list[str], where: str) -> RunConfig:
-    """Return the run that a mapping describes, changed by `a.b=c` overrides.
-
-    Raises:
-        ConfigError: a key is unknown or a value is invalid; the message begins with `where`.
-    """
-    for override in overrides:
-        _apply(raw, override)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(describe(error, where)) from error
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not all(key.split(".")):
-        raise ConfigError(f"--set {override}: write it as a.b=value.")
-    *parents, last = key.split(".")
-    node = raw
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {name} is a value, not a section.")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML ({error}).") from error
-
-
-def describe(error: ValidationError, where: str) -> str:
-    """Return a validation error as lines of `where: a.b: what is wrong`."""
-    lines = []
-    for problem in error.errors():
-        location = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key"
-        lines.append(f"{where}: {location}: {message}")
-    return "\n".join(lines)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raypref.config import HTTPConfig, RunConfig, VLLMConfig, load_config, parse_config
+from raypref.config import HTTPConfig, RunConfig, VLLMConfig
+from raypref.config_file import load_config, parse_config
 from raypref.errors import ConfigError
 from raypref.methods import METHODS
 from raypref.methods.base import MethodConfig

@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from raypref.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
-from raypref.config import RunConfig, load_config
+from raypref.config import RunConfig
+from raypref.config_file import load_config
 from raypref.data.items import ItemTable, write_items
 from raypref.data.planting import write_planted
 from raypref.data.prepare import prepare

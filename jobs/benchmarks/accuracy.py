@@ -25,7 +25,8 @@ import yaml
 
 from raypref import files
 from raypref.checkpoint import library_versions
-from raypref.config import RunConfig, parse_config
+from raypref.config import RunConfig
+from raypref.config_file import parse_config
 from raypref.data.items import ItemTable
 from raypref.data.planting import write_planted
 from raypref.data.prepare import prepare

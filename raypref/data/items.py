@@ -80,7 +80,11 @@ class ItemTable:
 
     def rows_of(self, hashes: list[bytes]) -> np.ndarray:
         """Return the item id of each content hash, int64; -1 where the table has no such text."""
-        return self._unpacked.find(keys_of(hashes))
+        return self.find(keys_of(hashes))
+
+    def find(self, keys_N: np.ndarray) -> np.ndarray:
+        """Return the item id of each key, as `rows_of` does."""
+        return self._unpacked.find(keys_N)
 
     def sample(self, n: int, seed: int) -> np.ndarray:
         """Return the embeddings of `n` distinct items, or of all where there are fewer; in row order."""
@@ -116,7 +120,7 @@ def append_items(directory: Path, embedder: Embedder, parts: Iterable[Part]) -> 
     require_embedder(table.metadata.embedder, embedder, directory)
     listed, keys_N = _write_parts(table.directory, embedder, parts, list(table.metadata.parts))
     _refuse_duplicates(keys_N)
-    if (known := np.flatnonzero(table.rows_of(keys_N.tolist()) >= 0)).size:
+    if (known := np.flatnonzero(table.find(keys_N) >= 0)).size:
         raise InputError(f"{directory}: row {known[0]} of the new rows is already in the table.")
     return _write_metadata(table.directory, embedder, listed)
 

@@ -17,7 +17,8 @@ import torch
 from raypref import files
 from raypref.checkpoint import Bundle
 from raypref.cluster import connected
-from raypref.config import RunConfig, parse_config
+from raypref.config import RunConfig
+from raypref.config_file import parse_config
 from raypref.data.inference import gather
 from raypref.data.items import ItemTable
 from raypref.data.prepare import prepare

@@ -22,7 +22,7 @@ from raypref.methods.fewshot import (
     variational_nll,
 )
 from raypref.methods.linear import LinearRewardModel
-from raypref.types import Dims, Episodes, Loss, Pairs, Reward
+from raypref.types import Dims, Episodes, Landscape, Loss, Pairs, Reward
 
 PUBLISHED_RECIPE = Recipe(
     steps=1000, schedule="constant", warmup=0.0, users_per_step=2000, targets=64, lr=0.5, clip=1e6
@@ -153,6 +153,12 @@ class LoRe(LinearRewardModel):
             personal + config.population * population + penalty,
             {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},
         )
+
+    def landscape(self, user_BZ: Tensor) -> Landscape:
+        """Return the users' weights; the bases are the axes."""
+        bases = self.config.bases
+        cov_BKK = unpack(user_BZ[:, bases:], bases)
+        return Landscape(user_BZ[:, :bases], cov_BKK.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
 
     @torch.no_grad()
     def settle(self, seen: Iterable[Pairs]) -> None:

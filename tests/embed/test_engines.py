@@ -186,17 +186,42 @@ def test_vllm_and_transformers_agree(
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
-def test_vllm_embeds_every_statement_of_real_conversations(
+def test_vllm_embeds_every_statement_of_real_conversations_and_the_result_trains(
     ray_cluster: None, minilm: str, real_data: Path, tmp_path: Path
 ) -> None:
-    from raypref.config import InputConfig, RunConfig
+    from raypref.config_file import parse_config
+    from raypref.data.items import ItemTable
+    from raypref.data.prepare import prepare
+    from raypref.data.tables import Tables
     from raypref.embed.pipeline import embed
+    from raypref.evaluate.protocol import evaluate
+    from raypref.train.session import fit
 
-    config = RunConfig(
-        dir=tmp_path,
-        input=InputConfig(path=real_data / "polis_ratings.parquet"),
-        embed=VLLMConfig(model=minilm, enforce_eager=True),
+    config = parse_config(
+        {
+            "dir": str(tmp_path),
+            "input": {"path": str(real_data / "polis_ratings.parquet"), "min_rating_gap": 2},
+            "embed": {
+                "engine": "vllm",
+                "model": minilm,
+                "template": "{response}",
+                "enforce_eager": True,
+            },
+            "prepare": {"min_train": 16, "min_heldout": 4, "max_short_user_share": 0.9},
+            "method": {"type": "lore", "recipe": {"steps": 60}},
+            "evaluate": {"shots": [0, 16], "seeds": [0], "bootstrap": 10},
+        },
+        [],
+        "test",
     )
     metadata = embed(config)
-    assert metadata.count == 1971
+    assert metadata.count == 1962
     assert embed(config) == metadata
+    prepare(config)
+    items, tables = ItemTable.open(config.items_dir), Tables.open(config.tables_dir)
+    found = evaluate(fit(config, items, tables).model, items, tables, config.evaluate)
+    before, after = (found.cell("unseen", "warm", shots) for shots in (0, 16))
+    assert before is not None
+    assert after is not None
+    assert before.accuracy_per_user.mean > 0.65
+    assert after.accuracy_per_user.mean > before.accuracy_per_user.mean + 0.01

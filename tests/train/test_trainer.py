@@ -15,7 +15,8 @@ import pytest
 
 from raypref import files
 from raypref.checkpoint import Bundle
-from raypref.config import RunConfig, parse_config
+from raypref.config import RunConfig
+from raypref.config_file import parse_config
 from raypref.data.items import ItemTable
 from raypref.data.planting import write_planted
 from raypref.data.tables import Tables
