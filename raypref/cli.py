@@ -153,7 +153,7 @@ def _check(arguments: argparse.Namespace) -> None:
         tables = Tables.open(config.tables_dir)
         print(f"{config.tables_dir}: ok, {tables.metadata.seen_users} seen users")
         if items is not None:
-            require_embedder(items.metadata.embedder, tables.metadata.embedder, config.items_dir)
+            tables.require_items(items)
     if config.bundle_dir.exists():
         bundle = Bundle.load(config.bundle_dir)
         print(f"{config.bundle_dir}: ok, {bundle.info.method.type}")

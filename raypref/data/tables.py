@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypref.errors import CorruptError, InputError
+from raypref.data.items import ItemTable
+from raypref.errors import CorruptError, InputError, MismatchError
 from raypref.schema import (
     COMPARISONS_SCHEMA,
     USERS_SCHEMA,
@@ -20,6 +21,7 @@ from raypref.schema import (
     Split,
     TablesMetadata,
     read_metadata,
+    require_embedder,
 )
 
 COMPARISONS_FOLDER = "comparisons"
@@ -201,6 +203,15 @@ class Tables:
         if rows != sum(metadata.comparisons.values()):
             raise CorruptError(f"{directory}: {rows} comparisons, not what the metadata says.")
         return tables
+
+    def require_items(self, items: ItemTable) -> None:
+        """Raise MismatchError unless the comparisons can have been prepared with this items table."""
+        require_embedder(items.metadata.embedder, self.metadata.embedder, items.directory)
+        if self.metadata.items > len(items):
+            raise MismatchError(
+                f"{self.directory}: prepared with {self.metadata.items} items, but {items.directory} has "
+                f"{len(items)}; prepare again."
+            )
 
     def files(self, buckets: Iterable[int] | None = None) -> list[Path]:
         """Return the comparison files of `buckets`, or all of them."""

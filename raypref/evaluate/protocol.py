@@ -25,7 +25,7 @@ from raypref.evaluate.batches import ItemFeatures, UserBatch, bucket_groups, shu
 from raypref.evaluate.result import PER_USER_SCHEMA, Absent, Cell, Evaluation, Setting
 from raypref.evaluate.tally import Tally
 from raypref.methods.base import RewardModel
-from raypref.schema import Cohort, require_embedder
+from raypref.schema import Cohort
 from raypref.types import Reward
 
 COHORTS: tuple[Cohort, ...] = ("seen", "unseen")
@@ -73,11 +73,7 @@ def evaluate(model: RewardModel, items: ItemTable, tables: Tables, config: Evalu
 
 def require_together(model: RewardModel, items: ItemTable, tables: Tables) -> None:
     """Raise MismatchError unless items, comparisons and model have one embedder and one width."""
-    require_embedder(items.metadata.embedder, tables.metadata.embedder, "the items table")
-    if tables.metadata.items > len(items):
-        raise MismatchError(
-            f"the comparisons were prepared with {tables.metadata.items} items, the table has {len(items)}."
-        )
+    tables.require_items(items)
     if items.metadata.embedder.dim != model.dims.embedding:
         raise MismatchError(
             f"the items have D = {items.metadata.embedder.dim}, the model takes {model.dims.embedding}."

@@ -26,7 +26,6 @@ from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Comparisons, Tables
 from raypref.errors import ConfigError, InputError, RayprefError
-from raypref.schema import require_embedder
 from raypref.train.log import MetricsLog, Speed, progress
 from raypref.train.loop import TrainState, start
 from raypref.train.session import Session, finish, fresh_model
@@ -50,7 +49,7 @@ def run(config: RunConfig) -> BundleInfo:
     config = config.absolute()
     tables = Tables.open(config.tables_dir)
     items = ItemTable.open(config.items_dir)
-    require_embedder(items.metadata.embedder, tables.metadata.embedder, config.items_dir)
+    tables.require_items(items)
     if tables.metadata.seen_users == 0:
         raise InputError(f"{config.tables_dir}: no seen users to train on; lower prepare.unseen_share.")
     if config.train.workers > tables.metadata.buckets:
