@@ -322,11 +322,12 @@ def test_a_changed_byte_in_the_items(trained: Case, monkeypatch: pytest.MonkeyPa
     trained.fails("eval", path, "sha256 differs")
 
 
-def test_fewer_items_than_the_tables_name(trained: Case) -> None:
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_fewer_items_than_the_tables_name(trained: Case, command: str) -> None:
     rows = ItemTable.open(trained.run / "items").gather(np.arange(3))
     shutil.rmtree(trained.run / "items")
     write_items(trained.run / "items", FAKE, [([bytes([n]) * 16 for n in range(3)], rows)])
-    trained.fails("eval", "prepared with 100 items, the table has 3")
+    trained.fails(command, "tables: prepared with 100 items", "items has 3", "prepare again")
 
 
 def test_no_seen_users(case: Case) -> None:
