@@ -30,6 +30,7 @@ from raypref.methods import BTConfig
 from raypref.train.log import METRICS_FILE, read_lines
 from raypref.train.session import fit
 from raypref.train.trainer import run_directory
+from tests.conftest import terminal_signals
 from tests.data.corpus import FAKE, Row, comparison, comparisons, write_fake_items, write_jsonl
 from tests.embed.embedding_server import DIM, Server, serving
 
@@ -464,6 +465,7 @@ def interrupted(config: Path, command: str, now: Callable[[], bool], seconds: fl
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=terminal_signals,
     ) as process:
         try:
             end = time.monotonic() + seconds

@@ -18,6 +18,7 @@ from raypref.data.items import ItemTable
 from raypref.embed.pipeline import embed, embed_texts
 from raypref.errors import EngineError, InputError, MismatchError
 from raypref.schema import ItemsMetadata, content_hash, read_metadata
+from tests.conftest import terminal_signals
 from tests.embed.embedding_server import DIM, Server, serving, vector
 
 pytestmark = [
@@ -150,7 +151,10 @@ def interrupted_run(server: Server, items: Path, how: signal.Signals) -> set[str
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     server.pause_s = 0.3
     process = subprocess.Popen(
-        [sys.executable, "-c", code, arguments], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code, arguments],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=terminal_signals,
     )
     staging = items.with_name(".items.partial")
     end = time.monotonic() + 120
