@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from raypref.config import InputConfig, PrepareConfig, RunConfig
@@ -77,7 +77,13 @@ def test_held_out_is_as_cold_or_as_warm_as_it_says(
     cold, warm, valid = shares
     options = {"unit": unit, "cold_share": cold, "warm_share": warm, "valid_share": valid, "min_heldout": 0}
     with tempfile.TemporaryDirectory() as folder:
-        rows = frame(prepared(Path(folder), INPUTS[kind](12, seed=seed), seed=seed, **options))
+        try:
+            rows = frame(prepared(Path(folder), INPUTS[kind](12, seed=seed), seed=seed, **options))
+        except InputError as error:
+            # The input has few prompts; a draw that makes all of them cold leaves nothing to hold to a law.
+            if "no user is left" not in str(error):
+                raise
+            reject()
     trained = [(row, item) for row in rows if row["split"] == "train" for item in sides(row)]
     seen_items = {(row["user"], item) for row, item in trained if row["cohort"] == "seen"}
     for row in rows:
