@@ -60,7 +60,6 @@ def run(config: RunConfig) -> BundleInfo:
     directory = run_directory(config, tables)
     directory.mkdir(parents=True, exist_ok=True)
     cpus = 1 + int(np.ceil(config.train.workers * config.train.cpus_per_worker))
-    paths = [str(path) for path in tables.files()]
     with connected(cpus), progress(directory, config.method.recipe.steps):
         trainer = TorchTrainer(
             work,
@@ -76,8 +75,8 @@ def run(config: RunConfig) -> BundleInfo:
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
-            datasets={"train": ray.data.read_parquet(paths)},
-            dataset_config=UserShards(paths),
+            datasets={"train": _read(tables.files())},
+            dataset_config=UserShards(tables),
         )
         try:
             result = trainer.fit()
@@ -112,19 +111,21 @@ class UserShards(ray.train.DataConfig):
     Ray Train's own split makes shards equal by dropping rows; users must stay whole and none may be lost.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        """Share out the files of the one dataset, a bucket of users each."""
+    def __init__(self, tables: Tables) -> None:
+        """Share out the files of these tables."""
         super().__init__()
-        self._paths = paths
+        self._tables = tables
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator]]:
         """Return an iterator over every worker's files."""
-        return [
-            {name: ray.data.read_parquet(list(self._paths[rank::world_size])).iterator() for name in datasets}
-            for rank in range(world_size)
-        ]
+        shards = [self._tables.files(self._tables.shard(rank, world_size)) for rank in range(world_size)]
+        return [{name: _read(files).iterator() for name in datasets} for files in shards]
+
+
+def _read(files: Sequence[Path]) -> ray.data.Dataset:
+    return ray.data.read_parquet([str(path) for path in files])
 
 
 def work(raw: dict[str, Any]) -> None:
