@@ -97,12 +97,17 @@ class Reward:
     mean_BN: Tensor
     var_BN: Tensor | None = None
     """Variance, squared reward units; None where the method has no uncertainty."""
+    link_BN: Tensor | None = None
+    """Logit of a difference's probability where the method has a link of its own; None for MacKay's."""
 
     def logit_BN(self) -> Tensor:
         """Return the logit of the probability that the difference is positive.
 
-        MacKay's approximation of E[σ(Δ)], Δ ~ N(mean, var): mean / √(1 + π·var/8) (VRF, arXiv 2604.00997).
+        The method's own link, else MacKay's approximation of E[σ(Δ)], Δ ~ N(mean, var):
+        mean / √(1 + π·var/8) (VRF, arXiv 2604.00997).
         """
+        if self.link_BN is not None:
+            return self.link_BN
         if self.var_BN is None:
             return self.mean_BN
         return self.mean_BN / torch.sqrt(1.0 + (math.pi / 8.0) * self.var_BN)
@@ -122,3 +127,17 @@ class Landscape:
     """Variance of each coordinate; None where the method has no uncertainty about users."""
     bases_KL: Tensor | None = None
     """Where the bases are; None where the space has none."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Users' posteriors, as the diagnostics of collapse look at them."""
+
+    code_BL: Tensor
+    """What a unit says of each user: active is a unit that differs between users."""
+    mean_BL: Tensor
+    """Mean of each user's Gaussian."""
+    var_BL: Tensor
+    """Its variance."""
+    kl_B: Tensor
+    """KL from the prior, nats."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from raypref.types import Dims, Episodes, Landscape, Loss, Pairs, Reward
+from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Pairs, Reward
 
 
 class Recipe(BaseModel):
@@ -54,19 +54,23 @@ class MethodConfig(BaseModel):
     recipe: Recipe = Recipe()
 
     @classmethod
-    def default_recipe(cls, raw: Mapping[str, Any]) -> Recipe:
-        """Return the recipe of the variant that `raw` describes, which a partial recipe changes."""
-        return cls.model_fields["recipe"].default
+    def variant(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the defaults of the variant that `raw` names, where they are not the method's own.
+
+        What `raw` gives comes before them; a recipe may be partial in both.
+        """
+        return {}
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_recipe(cls, raw: Any) -> Any:
+    def _complete(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        given = raw.get("recipe", {})
-        if not isinstance(given, Mapping):
-            return raw
-        return {**raw, "recipe": {**cls.default_recipe(raw).model_dump(), **given}}
+        variant, given = cls.variant(raw), raw.get("recipe", {})
+        if isinstance(given, Mapping):
+            default: Recipe = cls.model_fields["recipe"].default
+            given = {**default.model_dump(), **variant.get("recipe", {}), **given}
+        return {**variant, **raw, "recipe": given}
 
     @abstractmethod
     def build(self, dims: Dims) -> RewardModel:
@@ -80,7 +84,7 @@ class RewardModel(nn.Module, ABC):
     Embeddings may come in any float type and raw scale: `standardise` maps them to float32 of unit scale.
     """
 
-    uncertain: ClassVar[bool] = True
+    uncertain: bool = True
     """Whether `reward` and `margin` return a variance."""
 
     center_D: Tensor
@@ -136,6 +140,10 @@ class RewardModel(nn.Module, ABC):
         Args:
             seen: training comparisons of seen users, in batches; a method may read only as many as it needs.
         """
+
+    def latent(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Latent | None:
+        """Return the users' posteriors, to tell whether they say anything; None where there are none."""
+        return None
 
     def landscape(self, user_BZ: Tensor) -> Landscape | None:
         """Return users and bases in one space, to draw a map of; None where a method has no such space."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,7 @@ class BT(LinearRewardModel):
     Bradley and Terry (1952); LoRe (arXiv 2504.14439) with one basis. Evidence and user vector are empty.
     """
 
-    uncertain: ClassVar[bool] = False
+    uncertain = False
 
     def __init__(self, config: BTConfig, dims: Dims) -> None:
         """Start from the zero head: every comparison is a tie."""

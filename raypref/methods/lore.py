@@ -24,9 +24,14 @@ from raypref.methods.fewshot import (
 from raypref.methods.linear import LinearRewardModel
 from raypref.types import Dims, Episodes, Landscape, Loss, Pairs, Reward
 
-PUBLISHED_RECIPE = Recipe(
-    steps=1000, schedule="constant", warmup=0.0, users_per_step=2000, targets=64, lr=0.5, clip=1e6
-)
+PUBLISHED_RECIPE = {
+    "steps": 1000,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "users_per_step": 2000,
+    "lr": 0.5,
+    "clip": 1e6,
+}
 """What the authors train with: full-batch Adam, rate 0.5."""
 
 
@@ -70,9 +75,9 @@ class LoReConfig(MethodConfig):
     adapt_steps: PositiveInt = Field(default=500, description="adam only: steps of a new user's weights.")
 
     @classmethod
-    def default_recipe(cls, raw: Mapping[str, Any]) -> Recipe:
+    def variant(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the published recipe for the published solver."""
-        return PUBLISHED_RECIPE if raw.get("solver") == "adam" else super().default_recipe(raw)
+        return {"recipe": PUBLISHED_RECIPE} if raw.get("solver") == "adam" else {}
 
     def build(self, dims: Dims) -> RewardModel:
         """Return an untrained model."""

@@ -224,8 +224,8 @@ def validate(model: RewardModel, batches: Iterable[Episodes]) -> Validation:
         user_BZ = model.infer(model.encode(batch.context), batch.context.mask_BP)
         margin = model(batch.target, user_BZ)
         mask_BP = batch.target.mask_BP
-        nll_BP = -F.logsigmoid(margin.logit_BN().float())
-        right_BP = (margin.mean_BN > 0).float()
+        logit_BP = margin.logit_BN().float()
+        nll_BP, right_BP = -F.logsigmoid(logit_BP), (logit_BP > 0).float()
         totals += torch.stack([(nll_BP * mask_BP).sum(), (right_BP * mask_BP).sum(), mask_BP.sum()]).double()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)

@@ -91,5 +91,5 @@ def accuracy(model: RewardModel, population: SmallPopulation, shots: int) -> flo
     """Accuracy on unseen users' held-out comparisons after some shots, averaged per user."""
     context, test = population.pairs(population.shots, shots), population.pairs(population.test)
     user_BZ = model.infer(model.encode(context), context.mask_BP)
-    right_BP = (model(test, user_BZ).mean_BN > 0).float() * test.mask_BP
+    right_BP = (model(test, user_BZ).logit_BN() > 0).float() * test.mask_BP
     return float((right_BP.sum(1) / test.mask_BP.sum(1)).mean())
