@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raypref import __version__
 from raypref.errors import ConfigError, RayprefError
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+NAME_WIDTH = 20
+TEXT_WIDTH = 110
+NO_BREAK = "\u00a0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = configured("eval", _eval, "measure bundles on held-out comparisons and write the report")
     evaluate.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="default: the run's own")
     configured("plant", _plant, "write a planted population, whose truth is known, as items and tables")
-    command("methods", _methods, "list the methods and their settings")
+    command("methods", _methods, "list the methods, where they are published, and their settings")
     configured("check", _check, "check a configuration and whatever of its run exists")
     demo = command("demo", _demo, "run the whole job on text that comes with raypref")
     demo.add_argument("--dir", type=Path, default=Path("demo-run"), help="where to write (default demo-run)")
@@ -123,16 +129,60 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 def _methods(arguments: argparse.Namespace) -> None:
     from raypref.methods import METHODS
+    from raypref.methods.base import Recipe
 
     for method in METHODS:
-        fields = method.model_fields
-        print(f"{fields['type'].default}: {(method.__doc__ or '').splitlines()[0]}")
+        fields = method.model_json_schema()["properties"]
+        recipe = ", ".join(
+            f"{name} {_word(value)}" for name, value in fields.pop("recipe")["default"].items()
+        )
+        _print_aligned(f"{fields.pop('type')['const']}:", (method.__doc__ or "").splitlines()[0])
+        _print_aligned("", f"{method.citation}.")
         for name, field in fields.items():
-            if name == "recipe":
-                recipe = field.get_default(call_default_factory=True)
-                print(f"  recipe: {json.dumps(recipe.model_dump())}")
-            elif name != "type":
-                print(f"  {name} = {field.default!r}: {field.description}")
+            default = f"default {_word(field['default'])}"
+            _print_aligned(f"  {name}", field.get("description", ""), _kind(field), default)
+        _print_aligned("  recipe", f"{recipe}.")
+        print()
+    _print_aligned("recipe:", (Recipe.__doc__ or "").splitlines()[0])
+    for name, field in Recipe.model_json_schema()["properties"].items():
+        _print_aligned(f"  {name}", field["description"], _kind(field))
+    print("\nChange a setting with --set method.NAME=VALUE or --set method.recipe.NAME=VALUE.")
+
+
+def _print_aligned(name: str, text: str, *facts: str) -> None:
+    width = max(2 * NAME_WIDTH, min(shutil.get_terminal_size().columns, TEXT_WIDTH))
+    # No-break spaces, until lines are broken: `0 ≤ float` is one word.
+    text += f" [{'; '.join(fact.replace(' ', NO_BREAK) for fact in facts)}]" if facts else ""
+    lines = textwrap.fill(
+        text.strip(),
+        width,
+        initial_indent=f"{name:<{NAME_WIDTH}}",
+        subsequent_indent=" " * NAME_WIDTH,
+        break_on_hyphens=False,
+    )
+    print(lines.replace(NO_BREAK, " "))
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """Return a JSON schema in words, such as `0 ≤ float < 1`."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(schema["enum"])
+    if "prefixItems" in schema:
+        return f"[{', '.join(_kind(part) for part in schema['prefixItems'])}]"
+    kind: str = schema["type"]
+    kind = {"integer": "int", "number": "float", "boolean": "bool"}.get(kind, kind)
+    for bound, sign in (("minimum", "≤"), ("exclusiveMinimum", "<")):
+        kind = f"{schema[bound]} {sign} {kind}" if bound in schema else kind
+    for bound, sign in (("maximum", "≤"), ("exclusiveMaximum", "<")):
+        kind = f"{kind} {sign} {schema[bound]}" if bound in schema else kind
+    return kind
+
+
+def _word(value: Any) -> str:
+    """Return a default as it is written in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raypref.cli import main
+from raypref.cli import NAME_WIDTH, NO_BREAK, TEXT_WIDTH, main
+from raypref.methods import METHODS
 from tests.conftest import REPOSITORY
 
 RUN = [sys.executable, "-m", "raypref"]
@@ -46,9 +47,41 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
 def test_methods_lists_every_method_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert {"bt", "lore", "vrf"} <= {method.model_fields["type"].default for method in METHODS}
+    for method in METHODS:
+        idea = (method.__doc__ or "").splitlines()[0]
+        start = out.index(f"{method.model_fields['type'].default}: {idea} {method.citation}.")
+        block = out[start : out.index(" recipe steps ", start)]
+        for name, field in method.model_fields.items():
+            if name not in ("type", "recipe"):
+                told = block[block.index(f" {name} {field.description or ''}") :]
+                default = field.default if isinstance(field.default, str) else json.dumps(field.default)
+                assert f"; default {default}]" in told
+    for told in (
+        "kl β, weight of the KL in nats; rises over a fifth of training. [0 ≤ float; default 0.001]",
+        "[between | posterior | both; default between]",
+        "[0 ≤ float < 1; default 0.2]",
+        "[0 < float or null; default null]",
+        "recipe steps 250, schedule cosine, warmup 0.08, users_per_step 128, context [0, 0], targets 64,",
+        "context Fewest and most comparisons a user's context may hold in training. [[0 ≤ int, 0 ≤ int]]",
+    ):
+        assert told in out
+
+
+@pytest.mark.parametrize(("columns", "width"), [(60, 60), (80, 80), (400, TEXT_WIDTH)])
+def test_methods_fit_the_terminal_in_two_columns(
+    columns: int, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["methods"]) == 0
     out = capsys.readouterr().out
-    for name in ("bt:", "lore:", "vrf:", "recipe: {"):
-        assert name in out
+    assert NO_BREAK not in out
+    *lines, _ = (line for line in out.splitlines() if line)
+    assert width - 15 < max(map(len, lines)) <= width
+    for line in lines:
+        assert line[NAME_WIDTH - 1] == " "
+        assert line[NAME_WIDTH] != " "
 
 
 @pytest.mark.parametrize(

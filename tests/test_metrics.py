@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from raypref import metrics
-from raypref.metrics import Ranking, Reliability, bootstrap
+from raypref.metrics import Ranking, Reliability, Spread, bootstrap, mutual_information
 
 LOGITS = arrays(np.float64, st.integers(1, 60), elements=st.floats(-20, 20, width=32))
+CODES = arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(-20, 20, width=32))
 
 
 def users_of(logit_M: np.ndarray) -> np.ndarray:
@@ -114,6 +115,44 @@ def test_accepting_everything_is_the_accuracy(logit_M: np.ndarray) -> None:
     assert ranking.selective_accuracy([1.0])[0] == pytest.approx(metrics.accuracy_per_pair(logit_M))
 
 
+@given(CODES, st.integers(0, 30))
+def test_the_spread_of_parts_adds_up(code_UL: np.ndarray, cut: int) -> None:
+    parts = Spread.of(code_UL[:cut]) + Spread.of(code_UL[cut:])
+    assert parts.count == len(code_UL)
+    np.testing.assert_allclose(parts.mean_L, code_UL.mean(0), atol=1e-12)
+    np.testing.assert_allclose(parts.square_L / parts.count, code_UL.var(0), rtol=1e-9, atol=1e-12)
+
+
+def test_active_is_a_unit_that_differs_between_users() -> None:
+    same, hardly, clearly = np.full(100, 1e6), 1e6 + 0.01 * np.arange(100) / 100, 1e6 + np.arange(100) % 2
+    code_UL = np.stack([same, hardly, clearly], 1)
+    batches = [Spread.of(part) for part in np.split(code_UL, 20)]
+    whole = sum(batches[1:], batches[0])
+    assert whole.active_units(0.005) == Spread.of(code_UL).active_units(0.005) == 1
+    assert whole.active_units(1e-6) == 2
+    assert whole.active_units(0.25) == 0
+    assert Spread.of(code_UL[:1]).active_units(1e-9) == 0
+
+
+def test_posteriors_that_are_all_one_tell_nothing() -> None:
+    assert mutual_information(np.ones((50, 4)), np.full((50, 4), 0.3)) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-3])
+def test_users_that_never_overlap_are_all_told_apart(width: float) -> None:
+    mean_UL = 1e3 + np.random.default_rng(0).normal(size=(64, 5))
+    assert mutual_information(mean_UL, np.full_like(mean_UL, width**2)) == pytest.approx(math.log(64))
+
+
+def test_mutual_information_of_gaussian_users() -> None:
+    """Means N(0, s²) under posteriors N(μ, 1): the mixture is N(0, 1 + s²), so I = L/2·log(1 + s²)."""
+    mean_UL = np.random.default_rng(1).normal(size=(1000, 2)) * 2
+    exact = math.log(1 + 4)
+    assert mutual_information(mean_UL, np.ones_like(mean_UL)) == pytest.approx(exact, abs=0.06)
+    apart = mutual_information(mean_UL[:40] + 7, np.ones((40, 2)))
+    assert apart == pytest.approx(mutual_information(mean_UL[:40], np.ones((40, 2))))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_never_becomes_a_number(bad: float) -> None:
     for measure in (metrics.hits, metrics.nll, metrics.confidence, metrics.accuracy_per_pair, Reliability.of):
@@ -130,6 +169,10 @@ def test_impossible_input_is_refused() -> None:
         Ranking.of([-0.1], [True])
     with pytest.raises(ValueError, match="no users"):
         bootstrap([])
+    with pytest.raises(ValueError, match="variance is not positive"):
+        mutual_information([[0.0], [1.0]], [[1.0], [0.0]])
+    with pytest.raises(ValueError, match="1 of 2 codes are not finite"):
+        Spread.of([[0.0], [math.nan]])
 
 
 @given(arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)), st.integers(0, 5))

@@ -73,18 +73,26 @@ def user_batches(
     """Yield the users of a cohort that have held-out comparisons, at most `users` at a time."""
     for buckets in bucket_groups(tables, users):
         context = tables.comparisons(cohort, ["train"], buckets)
-        targets: dict[Setting, Comparisons] = {
-            setting: tables.comparisons(cohort, [setting], buckets) for setting in settings
+        for user_B, targets in target_batches(tables, cohort, settings, buckets, users):
+            own = context.select(user_B)
+            yield UserBatch(user_B, *encode(model, items, own), own.counts_U, targets)
+
+
+def target_batches(
+    tables: Tables, cohort: Cohort, settings: Sequence[Setting], buckets: range, users: int
+) -> Iterator[tuple[np.ndarray, dict[Setting, Padded]]]:
+    """Yield the users of some buckets that have held-out comparisons, and these, `users` at a time."""
+    found: dict[Setting, Comparisons] = {
+        setting: tables.comparisons(cohort, [setting], buckets) for setting in settings
+    }
+    user_U = np.unique(np.concatenate([part.user_U for part in found.values()]))
+    for first in range(0, len(user_U), users):
+        user_B = user_U[first : first + users]
+        everybody = np.arange(len(user_B))
+        targets: dict[Setting, Padded] = {
+            setting: pad(part.select(user_B), everybody) for setting, part in found.items()
         }
-        user_U = np.unique(np.concatenate([part.user_U for part in targets.values()]))
-        for first in range(0, len(user_U), users):
-            user_B = user_U[first : first + users]
-            own, everybody = context.select(user_B), np.arange(len(user_B))
-            evidence_BPE, weight_BP = encode(model, items, own)
-            padded: dict[Setting, Padded] = {
-                setting: pad(part.select(user_B), everybody) for setting, part in targets.items()
-            }
-            yield UserBatch(user_B, evidence_BPE, weight_BP, own.counts_U, padded)
+        yield user_B, targets
 
 
 def encode(model: RewardModel, items: ItemTable, comparisons: Comparisons) -> tuple[Tensor, Tensor]:

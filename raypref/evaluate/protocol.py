@@ -4,6 +4,9 @@ A user's context is training comparisons; what they are judged on is held out. S
 their training comparisons as context; an unseen user has a prefix of a random order of theirs, drawn
 once a seed and averaged over the seeds before users are averaged. Only the four cuts of a method are
 used, so its D-wide work is done once an item and once a comparison, however many shots and draws.
+
+Where most is known of users, all of the training comparisons or the most shots, the same comparisons are
+judged once more by another user's vector: what accuracy is lost is what vectors say of their users.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ from raypref.config import EvaluateConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import InputError, MismatchError
-from raypref.evaluate.batches import ItemFeatures, UserBatch, bucket_groups, shuffle, user_batches
+from raypref.evaluate.batches import (
+    ItemFeatures,
+    UserBatch,
+    bucket_groups,
+    shuffle,
+    target_batches,
+    user_batches,
+)
+from raypref.evaluate.collapse import Posteriors, Sample
 from raypref.evaluate.result import PER_USER_SCHEMA, Absent, Cell, Evaluation, Setting
 from raypref.evaluate.tally import Tally
 from raypref.methods.base import RewardModel
@@ -38,7 +49,8 @@ Present = dict[Cohort, list[Setting]]
 def evaluate(model: RewardModel, items: ItemTable, tables: Tables, config: EvaluateConfig) -> Evaluation:
     """Measure a settled model in every cell that the tables hold.
 
-    Memory does not grow with users beyond a few numbers each; items keep their features, N·F floats.
+    Memory does not grow with users beyond a few numbers each and the vectors of a sample of them; items
+    keep their features, N·F floats.
 
     Raises:
         InputError: the tables hold no held-out comparisons, or the model gives a score that is not finite.
@@ -53,8 +65,7 @@ def evaluate(model: RewardModel, items: ItemTable, tables: Tables, config: Evalu
     with frozen(model):
         features = ItemFeatures(model, items, _needed(tables, present, len(items), config.users_per_batch))
         for cohort, settings in present.items():
-            for tally in _measure(model, features, items, tables, cohort, settings, config):
-                cell, users = tally.close(config)
+            for cell, users in _measure(model, features, items, tables, cohort, settings, config):
                 cells.append(cell)
                 per_user.append(users)
     return Evaluation(
@@ -74,10 +85,8 @@ def evaluate(model: RewardModel, items: ItemTable, tables: Tables, config: Evalu
 def require_together(model: RewardModel, items: ItemTable, tables: Tables) -> None:
     """Raise MismatchError unless items, comparisons and model have one embedder and one width."""
     tables.require_items(items)
-    if items.metadata.embedder.dim != model.dims.embedding:
-        raise MismatchError(
-            f"the items have D = {items.metadata.embedder.dim}, the model takes {model.dims.embedding}."
-        )
+    if items.width != model.dims.embedding:
+        raise MismatchError(f"the items have D = {items.width}, the model takes {model.dims.embedding}.")
 
 
 @contextmanager
@@ -115,13 +124,19 @@ def _measure(
     cohort: Cohort,
     settings: list[Setting],
     config: EvaluateConfig,
-) -> list[Tally]:
+) -> list[tuple[Cell, pa.Table]]:
     shots = (None,) if cohort == "seen" else tuple(dict.fromkeys(config.shots))
-    tallies = {(setting, s): Tally(cohort, setting, s) for setting in settings for s in shots}
-    if not settings:
+    if not settings or not shots:
         return []
+    tallies = {(setting, s): Tally(cohort, setting, s) for setting in settings for s in shots}
+    most = max(shots, key=lambda s: s or 0)
+    sample = Sample(tables, cohort, settings)
+    posteriors = Posteriors(sample)
     for batch in user_batches(model, items, tables, cohort, settings, config.users_per_batch):
         users = _infer(model, batch, shots, config.seeds)
+        sample.keep(batch.user_B, users[most])
+        if (latent := model.latent(*_told(batch, most, config.seeds[0]))) is not None:
+            posteriors.add(batch.user_B, latent)
         for setting in settings:
             chosen_BN, rejected_BN, weight_BN = batch.targets[setting]
             if not weight_BN.any():
@@ -133,7 +148,48 @@ def _measure(
                 logits = [_logit(margin, mask_BN, batch.user_B) for margin in margins]
                 spreads = [_spread(margin, mask_BN) for margin in margins]
                 tallies[setting, s].add(batch.user_B, batch.count_B, mask_BN, logits, spreads)
-    return list(tallies.values())
+    if len(sample) > 1:
+        deepest: dict[Setting, Tally] = {setting: tallies[setting, most] for setting in settings}
+        _judge_by_others(model, features, tables, cohort, deepest, sample, config.users_per_batch)
+    collapse = posteriors.close(config.active_threshold)
+    return [tally.close(config, collapse if s == most else None) for (_, s), tally in tallies.items()]
+
+
+def _judge_by_others(
+    model: RewardModel,
+    features: ItemFeatures,
+    tables: Tables,
+    cohort: Cohort,
+    tallies: dict[Setting, Tally],
+    sample: Sample,
+    users: int,
+) -> None:
+    """Judge each user's comparisons by another user's vector, in the batches of `user_batches`."""
+    for buckets in bucket_groups(tables, users):
+        for user_B, targets in target_batches(tables, cohort, list(tallies), buckets, users):
+            draws = sample.others(user_B)
+            for setting, tally in tallies.items():
+                chosen_BN, rejected_BN, weight_BN = targets[setting]
+                if not weight_BN.any():
+                    continue
+                sides = features.gather(chosen_BN), features.gather(rejected_BN)
+                mask_BN = weight_BN > 0
+                logits = [_logit(model.margin(*sides, user_BZ), mask_BN, user_B) for user_BZ in draws]
+                tally.add_others(mask_BN, logits)
+
+
+def _told(batch: UserBatch, shots: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Return evidence_BPE and weight_BP of so many comparisons, None for all of them."""
+    if shots is None:
+        return batch.evidence_BPE, batch.weight_BP
+    return _prefix(*shuffle(batch, seed), shots)
+
+
+def _prefix(evidence_BPE: Tensor, weight_BP: Tensor, shots: int) -> tuple[Tensor, Tensor]:
+    """Return the first comparisons; none of them is one that is padded, as an axis may be of length 0."""
+    if shots == 0:
+        return evidence_BPE[:, :1], torch.zeros_like(weight_BP[:, :1])
+    return evidence_BPE[:, :shots], weight_BP[:, :shots]
 
 
 def _infer(
@@ -146,11 +202,8 @@ def _infer(
         for s, draws in users.items():
             if s is None and not draws:
                 draws.append(model.infer(batch.evidence_BPE, batch.weight_BP))
-            elif s == 0 and not draws:
-                # One padded comparison: the contract promises nothing for an axis of length 0.
-                draws.append(model.infer(evidence_BPE[:, :1], torch.zeros_like(weight_BP[:, :1])))
-            elif s:
-                draws.append(model.infer(evidence_BPE[:, :s], weight_BP[:, :s]))
+            elif s is not None and (s or not draws):
+                draws.append(model.infer(*_prefix(evidence_BPE, weight_BP, s)))
     return users
 
 

@@ -16,8 +16,9 @@ from raypref.errors import InputError
 from raypref.evaluate import figures
 from raypref.evaluate.canvas import Look, Picture, looks
 from raypref.evaluate.landscape import PreferenceMap
-from raypref.evaluate.protocol import SETTINGS
-from raypref.evaluate.result import Cell, Difference, Evaluation, Section, Setting, compare
+from raypref.evaluate.protocol import COHORTS, SETTINGS
+from raypref.evaluate.result import Cell, Collapse, Difference, Evaluation, Section, Setting, compare
+from raypref.metrics import Estimate
 
 REPORT_FILE = "report.json"
 
@@ -67,6 +68,15 @@ class Table:
     setting: Setting
     columns: list[str]
     rows: dict[str, list[Entry | None]]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the vectors of one method's users say of one cohort, where most is known of them."""
+
+    users: str
+    gains: dict[Setting, Estimate | None]
+    collapse: Collapse | None
 
 
 def write_report(
@@ -127,6 +137,7 @@ def _page(
         evaluations=evaluations,
         first=next(iter(evaluations.values())),
         tables=tables,
+        diagnoses={name: _diagnoses(found) for name, found in evaluations.items()},
         chapters=chapters,
         focus={setting: _focus(evaluations, setting) for setting in SETTINGS},
         data=data,
@@ -152,6 +163,21 @@ def _table(
             entry = cell and Entry(cell, delta.get((name, key)), cell.accuracy_per_user.mean == best)
             rows[name].append(entry)
     return Table(setting, [_heading(first[key]) for key in keys], rows)
+
+
+def _diagnoses(evaluation: Evaluation) -> list[Diagnosis]:
+    found: list[Diagnosis] = []
+    for cohort in COHORTS:
+        cells = [cell for cell in evaluation.cells if cell.cohort == cohort]
+        if cells:
+            most = max((cell.shots for cell in cells), key=lambda shots: shots or 0)
+            deepest: dict[Setting, Cell] = {cell.setting: cell for cell in cells if cell.shots == most}
+            first = next(iter(deepest.values()))
+            gains: dict[Setting, Estimate | None] = {
+                setting: cell.latent_gain for setting, cell in deepest.items()
+            }
+            found.append(Diagnosis(_heading(first), gains, first.collapse))
+    return found
 
 
 def _heading(cell: Cell) -> str:

@@ -70,6 +70,20 @@ class Uncertainty(Section):
     )
 
 
+class Collapse(Section):
+    """How much a cohort's posteriors differ; all near 0 is a posterior that collapsed on the prior.
+
+    Over the cohort's users that are judged in any setting, from the first draw of the shots.
+    """
+
+    active_units: int = Field(description="Units that vary over users by more than the threshold.")
+    units: int
+    kl: float = Field(description="KL from the prior, nats, mean over users.")
+    mutual_information: float = Field(
+        description="Of user and latent, nats, over a sample of the users; at most the log of its size."
+    )
+
+
 class Cell(Section):
     """One cohort, one setting, one number of shots."""
 
@@ -87,6 +101,14 @@ class Cell(Section):
     ece: float
     reliability: list[ReliabilityBin]
     uncertainty: Uncertainty
+    latent_gain: Estimate | None = Field(
+        None,
+        description="Accuracy minus that with another user's vector, paired by user; null but for seen users "
+        "and the most shots, and where a cohort has one user.",
+    )
+    collapse: Collapse | None = Field(
+        None, description="Null but for seen users and the most shots, and where a method has no posteriors."
+    )
 
     @property
     def key(self) -> str:

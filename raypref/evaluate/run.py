@@ -10,7 +10,7 @@ from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import ConfigError, MismatchError
-from raypref.evaluate.landscape import map_users
+from raypref.evaluate.landscape import PreferenceMap, map_users
 from raypref.evaluate.protocol import SETTINGS, evaluate
 from raypref.evaluate.report import ReportMeta, write_report
 from raypref.evaluate.result import Evaluation
@@ -40,8 +40,12 @@ def evaluate_bundles(config: RunConfig, directories: Sequence[Path]) -> dict[str
         if name in bundles:
             raise ConfigError(f"{directory}: a second bundle called {name}; rename its folder.")
         bundles[name] = bundle
-    found = {name: evaluate(bundle.model, items, tables, config.evaluate) for name, bundle in bundles.items()}
-    maps = {name: map_users(bundle.model, items, tables) for name, bundle in bundles.items()}
+    found: dict[str, Evaluation] = {}
+    maps: dict[str, PreferenceMap | None] = {}
+    for name, bundle in bundles.items():
+        read = items.with_prompts(bundle.info.method.needs_prompts)
+        found[name] = evaluate(bundle.model, read, tables, config.evaluate)
+        maps[name] = map_users(bundle.model, read, tables)
     counts = tables.metadata
     meta = ReportMeta(
         title=f"raypref: {', '.join(found)}",

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raypref import metrics
 from raypref.config import EvaluateConfig
-from raypref.evaluate.result import Cell, SelectivePoint, Setting, Uncertainty, UserBin
+from raypref.evaluate.result import Cell, Collapse, SelectivePoint, Setting, Uncertainty, UserBin
 from raypref.metrics import Ranking, Reliability
 from raypref.schema import Cohort
 
@@ -32,6 +32,7 @@ class Tally:
         self._by_spread = Ranking.of([], [])
         self._by_doubt = Ranking.of([], [])
         self._columns: list[dict[str, np.ndarray]] = []
+        self._by_others: list[np.ndarray] = []
 
     def add(
         self,
@@ -70,9 +71,20 @@ class Tally:
         columns |= {"user": user_B, "had": had_B, "comparisons": mask_BN.sum(1)}
         self._columns.append({name: column_B[keep_B] for name, column_B in columns.items()})
 
-    def close(self, config: EvaluateConfig) -> tuple[Cell, pa.Table]:
+    def add_others(self, mask_BN: np.ndarray, logits: Sequence[np.ndarray]) -> None:
+        """Add the same users' accuracy by another user's vector; batches come as `add` was given them."""
+        place_M = np.repeat(np.arange(len(mask_BN)), mask_BN.sum(1))
+        accuracy_B = np.zeros(len(mask_BN))
+        for logit_M in logits:
+            used_U, mean_U = metrics.mean_per_user(metrics.hits(logit_M), place_M)
+            accuracy_B[used_U] += mean_U
+        self._by_others.append(accuracy_B[mask_BN.any(1)] / len(logits))
+
+    def close(self, config: EvaluateConfig, collapse: Collapse | None) -> tuple[Cell, pa.Table]:
         """Return the finished cell and its per-user columns, by user."""
         columns = {name: np.concatenate([part[name] for part in self._columns]) for name in self._columns[0]}
+        if self._by_others:
+            columns["gain"] = columns["accuracy"] - np.concatenate(self._by_others)
         order_U = np.argsort(columns["user"], kind="stable")
         columns = {name: column_U[order_U] for name, column_U in columns.items()}
         had_U, shots = columns.pop("had"), self._shots
@@ -93,6 +105,8 @@ class Tally:
             ece=self._reliability.ece(),
             reliability=self._reliability.table(),
             uncertainty=self._uncertainty(columns["accuracy"], columns["uncertainty"], config),
+            latent_gain=_estimate(columns["gain"], config) if "gain" in columns else None,
+            collapse=collapse,
         )
         names = pa.DictionaryArray.from_arrays(np.zeros(cell.users, np.int32), [cell.key])
         return cell, pa.table({"cell": names, **{name: columns[name] for name in _USER_COLUMNS}})

@@ -122,6 +122,32 @@ def test_the_page_holds_every_number(report: Path, page: str) -> None:
         assert f"{e['mean']:+.3f} [{e['low']:.3f}, {e['high']:.3f}]" in words
 
 
+def test_the_page_says_what_vectors_are_worth(page: str, evaluations: dict[str, Evaluation]) -> None:
+    section = html.unescape(page[page.index('<h2 id="latents">') : page.index('<h2 id="numbers">')])
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(<th.*?)</tr>", section)]
+    for (name, evaluation), (seen, unseen) in zip(
+        evaluations.items(), zip(rows[1::2], rows[2::2], strict=True), strict=True
+    ):
+        for row, cohort, shots in ((seen, "seen", None), (unseen, "unseen", 8)):
+            expected = [name, "seen", "users"] if cohort == "seen" else [name, "unseen,", "8"]
+            cells = [evaluation.cell(cohort, setting, shots) for setting in ("warm", "cold")]  # type: ignore[arg-type]
+            for cell in cells:
+                assert cell is not None
+                assert cell.latent_gain is not None
+                gain = cell.latent_gain
+                expected += [f"{gain.mean:+.3f}", f"[{gain.low:.3f},", f"{gain.high:.3f}]"]
+            assert cells[0] is not None
+            found = cells[0].collapse
+            assert (found is None) == (name != "tastes")
+            if found is None:
+                expected += ["–", "–", "–"]
+            else:
+                expected += [str(found.active_units), "of", "3"]
+                expected += [f"{found.kl:.3f}", f"{found.mutual_information:.3f}"]
+            assert row == expected
+    assert "+0.000 [0.000, 0.000]" in " ".join(rows[1])
+
+
 def test_text_is_escaped(page: str) -> None:
     assert "<h1>Tastes &amp; &lt;distastes&gt;</h1>" in page
 

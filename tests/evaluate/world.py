@@ -14,6 +14,7 @@ from torch import Tensor
 from raypref.data.items import ItemTable, write_items
 from raypref.data.tables import COMPARISONS_FOLDER, USERS_FILE, Tables, bucket_file
 from raypref.methods.base import RewardModel
+from raypref.methods.gaussians import kl
 from raypref.schema import (
     COMPARISONS_SCHEMA,
     METADATA_FILE,
@@ -22,7 +23,7 @@ from raypref.schema import (
     TablesMetadata,
     content_hash,
 )
-from raypref.types import Dims, Episodes, Landscape, Loss, Reward
+from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Reward
 
 DIM, BASES, ITEMS, BUCKETS = 6, 3, 120, 4
 EMBEDDER = Embedder(
@@ -59,10 +60,13 @@ class Tastes(RewardModel):
         return (self.standardise(chosen_ND) - self.standardise(rejected_ND))[..., :BASES]
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
+        return torch.cat(self.posterior(evidence_BPE, mask_BP), 1)
+
+    def posterior(self, evidence_BPE: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:
         mask_BP = mask_BP if self.personal else torch.zeros_like(mask_BP)
         precision_BK = 1.0 + torch.einsum("bpe,bp->be", evidence_BPE.square(), mask_BP)
         mean_BK = (0.3 + torch.einsum("bpe,bp->be", evidence_BPE, mask_BP)) / precision_BK
-        return torch.cat([mean_BK, 1.0 / precision_BK], 1)
+        return mean_BK, 1.0 / precision_BK
 
     def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
         mean_BK, var_BK = user_BZ.unsqueeze(1).chunk(2, -1)
@@ -74,6 +78,13 @@ class Tastes(RewardModel):
 
     def loss(self, episodes: Episodes, progress: float) -> Loss:
         raise AssertionError("not trained in these tests")
+
+    def latent(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Latent | None:
+        if not self.has_variance:
+            return None
+        mean_BL, var_BL = self.posterior(evidence_BPE, mask_BP)
+        kl_B = kl(mean_BL, var_BL, torch.zeros(BASES), torch.ones(BASES))
+        return Latent(10 * mean_BL, mean_BL, var_BL, kl_B)
 
     def landscape(self, user_BZ: Tensor) -> Landscape:
         mean_BL, var_BL = user_BZ.chunk(2, -1)
