@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +51,13 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    citation: ClassVar[str]
+    """Where the method is published."""
+
     recipe: Recipe = Recipe()
 
     @classmethod
-    def variant(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def preset(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the defaults of the variant that `raw` names, where they are not the method's own.
 
         What `raw` gives comes before them; a recipe may be partial in both.
@@ -66,11 +69,16 @@ class MethodConfig(BaseModel):
     def _complete(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        variant, given = cls.variant(raw), raw.get("recipe", {})
+        preset, given = cls.preset(raw), raw.get("recipe", {})
         if isinstance(given, Mapping):
             default: Recipe = cls.model_fields["recipe"].default
-            given = {**default.model_dump(), **variant.get("recipe", {}), **given}
-        return {**variant, **raw, "recipe": given}
+            given = {**default.model_dump(), **preset.get("recipe", {}), **given}
+        return {**preset, **raw, "recipe": given}
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether each embedding must be followed by that of its prompt alone, D = twice the embedder's."""
+        return False
 
     @abstractmethod
     def build(self, dims: Dims) -> RewardModel:
@@ -131,6 +139,16 @@ class RewardModel(nn.Module, ABC):
     @abstractmethod
     def loss(self, episodes: Episodes, progress: float) -> Loss:
         """Return the training loss of a step; `progress` runs from 0 to 1 over the training."""
+
+    def prime(self, seen: Iterable[Episodes]) -> None:
+        """Set the start of training from seen users' comparisons, before the first step.
+
+        Most methods start from what `build` drew and leave `seen` unread, which then costs nothing.
+
+        Args:
+            seen: all training comparisons of a bounded number of seen users as targets, without context; the
+                same on every worker, and may be iterated again.
+        """
 
     def settle(self, seen: Iterable[Pairs]) -> None:
         """Derive what inference needs beyond the trained parameters, such as a prior, from seen users.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,8 @@ from raypref.types import Dims, Episodes, Loss, Reward
 
 class BTConfig(MethodConfig):
     """Bradley–Terry with a linear head."""
+
+    citation: ClassVar[str] = "Bradley and Terry, Biometrika 1952"
 
     type: Literal["bt"] = "bt"
     recipe: Recipe = Recipe(steps=600, users_per_step=256, targets=64, lr=1e-2)

@@ -141,6 +141,43 @@ def leave_one_out(loglik_SS: Tensor, weights_SK: Tensor, rounds: int) -> Tensor:
     return weights_SK
 
 
+def laplace_covariance(
+    feature_BPK: Tensor, mask_BP: Tensor, weights_BK: Tensor, floor: float = 1e-3
+) -> Tensor:
+    """Return cov_BKK = (floor·I + Σ_p σ'(f·w) f fᵀ)⁻¹: how sure comparisons make a point estimate of weights.
+
+    Args:
+        feature_BPK: basis differences of each comparison.
+        mask_BP: weight of each comparison, 0 where padded.
+        weights_BK: the point estimate.
+        floor: information before the first comparison (PReF, arXiv 2503.06358).
+    """
+    identity_KK = torch.eye(feature_BPK.shape[-1], dtype=feature_BPK.dtype, device=feature_BPK.device)
+    slope_BP = _slope((feature_BPK @ weights_BK.unsqueeze(-1)).squeeze(-1)) * mask_BP
+    information_BKK = floor * identity_KK + (feature_BPK * slope_BP.unsqueeze(-1)).mT @ feature_BPK
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(information_BKK).L)
+
+
+def expected_gain(feature_BNK: Tensor, mean_BK: Tensor, cov_BKK: Tensor) -> Tensor:
+    """Return gain_BN = σ'(f·w)² · fᵀ cov f: how much a user's answer to each comparison would say of them.
+
+    High where the answer is open and the weights are uncertain in its direction (PReF, arXiv 2503.06358);
+    the same whichever item of a comparison comes first.
+
+    Args:
+        feature_BNK: basis differences of the comparisons that may be asked for.
+        mean_BK: mean of each user's weights w.
+        cov_BKK: their covariance.
+    """
+    slope_BN = _slope((feature_BNK @ mean_BK.unsqueeze(-1)).squeeze(-1))
+    return slope_BN.square() * ((feature_BNK @ cov_BKK) * feature_BNK).sum(-1)
+
+
+def _slope(margin: Tensor) -> Tensor:
+    """Return σ'(margin)."""
+    return torch.sigmoid(margin) * torch.sigmoid(-margin)
+
+
 def pack(cov_BKK: Tensor) -> Tensor:
     """Return the lower triangle of symmetric matrices, row by row: K(K+1)/2 numbers."""
     row, column = torch.tril_indices(cov_BKK.shape[-1], cov_BKK.shape[-1], device=cov_BKK.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ PUBLISHED_RECIPE = {
 
 class LoReConfig(MethodConfig):
     """Low-rank reward modelling: shared basis rewards, a few weights per user."""
+
+    citation: ClassVar[str] = "LoRe, arXiv 2504.14439 (COLM 2025)"
 
     type: Literal["lore"] = "lore"
     recipe: Recipe = Recipe(steps=250, warmup=0.08, users_per_step=128, targets=64, lr=1e-2)
@@ -75,7 +77,7 @@ class LoReConfig(MethodConfig):
     adapt_steps: PositiveInt = Field(default=500, description="adam only: steps of a new user's weights.")
 
     @classmethod
-    def variant(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def preset(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the published recipe for the published solver."""
         return {"recipe": PUBLISHED_RECIPE} if raw.get("solver") == "adam" else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from raypref.methods.base import MethodConfig, Recipe, preference_loss
 from raypref.methods.contexts import draw_contexts
 from raypref.methods.gaussians import kl_to_mixture_bound, kl_to_mixture_sampled, product, wasserstein2
 from raypref.methods.linear import LinearRewardModel
-from raypref.types import Dims, Episodes, Landscape, Loss, Reward
+from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Reward
 
 LOG_PRECISION_BOUND = 6.0
 """A comparison's log precision stays within plus and minus this."""
@@ -23,6 +23,8 @@ LOG_PRECISION_BOUND = 6.0
 
 class VRFConfig(MethodConfig):
     """Variational reward factorization: a user is a Gaussian, inferred in one pass, with its uncertainty."""
+
+    citation: ClassVar[str] = "VRF, arXiv 2604.00997 (2026)"
 
     type: Literal["vrf"] = "vrf"
     recipe: Recipe = Recipe(steps=1500, users_per_step=64, targets=64, lr=2e-3, weight_decay=0.1, clip=10.0)
@@ -237,14 +239,18 @@ class VRF(LinearRewardModel):
             parts["var_wrong"] = _mean_where(margin.var_BN, ~right & scored)
         return Loss(total, {name: part.detach() for name, part in parts.items()})
 
-    def _kl(self, mean_XL: Tensor, var_XL: Tensor) -> Tensor:
-        prior = self.basis_mean_KL, (2.0 * self.basis_log_std_KL).exp()
+    def _prior(self) -> tuple[Tensor, Tensor]:
+        """Return means and variances of the mixture that the KL pulls users towards."""
+        mean_KL, var_KL = self.basis_mean_KL, (2.0 * self.basis_log_std_KL).exp()
         if self.config.prior == "normal":
-            prior = torch.zeros_like(prior[0][:1]), torch.ones_like(prior[1][:1])
+            return torch.zeros_like(mean_KL[:1]), torch.ones_like(var_KL[:1])
+        return mean_KL, var_KL
+
+    def _kl(self, mean_XL: Tensor, var_XL: Tensor) -> Tensor:
         if self.config.kl_samples:
             noise_SXL = torch.randn(self.config.kl_samples, *mean_XL.shape, device=mean_XL.device)
-            return kl_to_mixture_sampled(mean_XL, var_XL, *prior, noise_SXL).mean()
-        return kl_to_mixture_bound(mean_XL, var_XL, *prior).mean()
+            return kl_to_mixture_sampled(mean_XL, var_XL, *self._prior(), noise_SXL).mean()
+        return kl_to_mixture_bound(mean_XL, var_XL, *self._prior()).mean()
 
     def _separation(self) -> Tensor:
         """Return the mean of exp(−W₂²/τ) over pairs of different bases, in [0, 1]."""
@@ -267,6 +273,11 @@ class VRF(LinearRewardModel):
             {"params": bases, "lr": recipe.lr, "weight_decay": 0.0},
             {"params": encoder, "lr": recipe.lr, "weight_decay": decay},
         ]
+
+    def latent(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Latent:
+        """Return the users' Gaussians; the KL is its closed bound, whatever training takes."""
+        mean_BL, var_BL = self.infer(evidence_BPE, mask_BP).chunk(2, -1)
+        return Latent(mean_BL, mean_BL, var_BL, kl_to_mixture_bound(mean_BL, var_BL, *self._prior()))
 
     def landscape(self, user_BZ: Tensor) -> Landscape:
         """Return the users' Gaussians and the bases, all in the preference space."""

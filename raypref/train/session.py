@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from raypref.data.items import ItemTable
 from raypref.data.tables import Comparisons, Tables
 from raypref.methods.base import RewardModel
 from raypref.train.loop import Looks, StepMetrics, TrainState, start, train
-from raypref.types import Dims
+from raypref.types import Dims, Episodes, Pairs
 
 SCALE_SAMPLE = 16_384
 """Items whose embeddings set a model's centre and scale."""
@@ -25,6 +26,11 @@ VALIDATION_USERS = 1024
 """Most users that a validation looks at, over all workers."""
 
 USERS_PER_VALIDATION_BATCH = 128
+
+PRIMING_USERS = 2048
+"""Most seen users whose comparisons a model may see before its first step, whatever the workers."""
+
+USERS_PER_PRIMING_BATCH = 32
 
 
 class Session:
@@ -73,10 +79,40 @@ class Session:
 
 def fresh_model(config: RunConfig, items: ItemTable, tables: Tables) -> RewardModel:
     """Return the untrained model that the configuration and its seed name, the same on every worker."""
-    dims = Dims(tables.metadata.embedder.dim, tables.metadata.seen_users)
+    dims = Dims(items.width, tables.metadata.seen_users)
     model = build(config.method, dims, config.train.seed)
     model.fit_scale(torch.from_numpy(items.sample(SCALE_SAMPLE, config.train.seed)))
+    model.prime(FirstUsers(items, tables, PRIMING_USERS))
     return model
+
+
+class FirstUsers:
+    """Training comparisons of the first seen users as targets; nothing is read before the first iteration."""
+
+    def __init__(self, items: ItemTable, tables: Tables, users: int) -> None:
+        """Take the first `users` seen users that have training comparisons, in the tables' order."""
+        self._items = items
+        self._tables = tables
+        self._users = users
+
+    @cached_property
+    def _comparisons(self) -> Comparisons:
+        parts: list[Comparisons] = []
+        for bucket in range(self._tables.metadata.buckets):
+            parts.append(self._tables.comparisons("seen", ["train"], [bucket]))
+            if sum(len(part.user_U) for part in parts) >= self._users:
+                break
+        learn = Comparisons.concatenate(parts)
+        return learn.select(learn.user_U[: self._users])
+
+    def __iter__(self) -> Iterator[Episodes]:
+        learn = self._comparisons
+        batches = contexts(self._items, learn, USERS_PER_PRIMING_BATCH)
+        for target, user_B in zip(
+            batches, torch.from_numpy(learn.row_U).split(USERS_PER_PRIMING_BATCH), strict=True
+        ):
+            nothing = Pairs(target.chosen_BPD[:, :0], target.rejected_BPD[:, :0], target.mask_BP[:, :0])
+            yield Episodes(nothing, target, user_B)
 
 
 def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainState) -> Bundle:
@@ -113,6 +149,7 @@ def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainStat
 
 def fit(config: RunConfig, items: ItemTable, tables: Tables) -> Bundle:
     """Train in this process, without Ray; for experiments that fit many small models."""
+    items = items.with_prompts(config.method.needs_prompts)
     learn, held = (tables.comparisons("seen", [split]) for split in ("train", "valid"))
     session = Session(config, items, tables, learn, held, torch.device("cpu"))
     for _ in session.steps():

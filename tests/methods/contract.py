@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,6 +63,34 @@ class Contract:
     @torch.no_grad()
     def infer(self, model: RewardModel, context: Pairs) -> torch.Tensor:
         return model.infer(model.encode(context), context.mask_BP)
+
+    def test_the_method_says_what_it_is_and_where_it_is_published(self) -> None:
+        method = type(self.config)
+        assert "__doc__" in vars(method)
+        idea = (method.__doc__ or "").splitlines()[0]
+        assert 20 < len(idea) <= 110
+        assert idea.endswith(".")
+        assert re.search(r"(19|20)\d\d|\d{4}\.\d{5}", method.citation)
+        for name, field in method.model_fields.items():
+            assert not field.is_required(), name
+            assert name in ("type", "recipe") or (field.description or "").endswith("."), name
+
+    @torch.no_grad()
+    def test_posteriors_are_those_of_users(self, model: RewardModel) -> None:
+        context = pairs(0)
+        evidence = model.encode(context)
+        latent = model.latent(evidence, context.mask_BP)
+        if latent is None:
+            assert type(model).latent is RewardModel.latent
+            return
+        assert latent.kl_B.shape == (4,)
+        assert latent.code_BL.shape[0] == 4
+        assert latent.mean_BL.shape == latent.var_BL.shape
+        assert bool((latent.var_BL > 0).all())
+        assert all(bool(torch.isfinite(value).all()) for value in vars(latent).values())
+        alone = model.latent(evidence[:1], context.mask_BP[:1])
+        for name, value in vars(alone).items():
+            torch.testing.assert_close(value[0], vars(latent)[name][0], rtol=1e-4, atol=1e-5)
 
     @torch.no_grad()
     def test_shapes(self, model: RewardModel) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from scipy import integrate, stats
 
 from raypref.methods import VRFConfig
 from raypref.methods.contexts import draw_contexts
+from raypref.methods.gaussians import kl_to_mixture_sampled
 from raypref.methods.vrf import VRF
 from raypref.types import Dims, Pairs, Reward
 from tests.methods.contract import DIM, Contract, built, episodes, pairs
@@ -192,6 +194,29 @@ def test_separation_falls_as_bases_part() -> None:
         for gap in (0.1, 5.0)
     )
     assert 0 <= far < near <= 1
+
+
+@pytest.mark.parametrize("prior", ["mixture", "normal"])
+def test_the_latent_is_the_users_gaussian_and_its_distance_from_the_prior(
+    prior: Literal["mixture", "normal"],
+) -> None:
+    model, context = built(VRFConfig(prior=prior, latent=10)).requires_grad_(False), pairs(0)
+    assert isinstance(model, VRF)
+    latent = model.latent(model.encode(context), context.mask_BP)
+    mean, var = model.infer(model.encode(context), context.mask_BP).chunk(2, -1)
+    assert torch.equal(latent.code_BL, mean)
+    assert torch.equal(latent.mean_BL, mean)
+    assert torch.equal(latent.var_BL, var)
+    means, variances = model.basis_mean_KL, (2 * model.basis_log_std_KL).exp()
+    if prior == "normal":
+        means, variances = torch.zeros(1, 10), torch.ones(1, 10)
+    noise = torch.randn(20_000, 4, 10, generator=torch.Generator().manual_seed(0))
+    sampled = kl_to_mixture_sampled(mean, var, means, variances, noise)
+    if prior == "normal":
+        torch.testing.assert_close(latent.kl_B, sampled, rtol=0.02, atol=0.05)
+    # A bound from above, and no looser than the price of naming one of the K components.
+    assert bool((latent.kl_B > sampled - 0.05).all())
+    assert bool((latent.kl_B < sampled + math.log(len(means)) + 0.05).all())
 
 
 def test_a_space_too_narrow_for_the_bases_is_refused() -> None:
