@@ -1,14 +1,20 @@
-"""The README's table of accuracies, from what `accuracy.py` recorded: `python jobs/benchmarks/table.py`."""
+"""The README's table of accuracies, from what `methods.py` recorded: `python jobs/benchmarks/table.py`."""
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-SHOTS = (0, 1, 4, 16, 32)
+SHOTS = (0, 1, 4, 16)
 TITLES = {
     "planted-noisy": "planted, noisy labels",
+    "planted-extreme": "planted, best over worst",
+    "pets": "Pets, new sentences",
+    "helpsteer2": "HelpSteer2, new prompts",
     "polis-warm": "Pol.is, warm statements",
     "polis-cold": "Pol.is, cold statements",
     "ukp": "UKPConvArg1 (control)",
@@ -16,24 +22,30 @@ TITLES = {
 
 
 def main() -> None:
-    """Print the table as Markdown."""
+    """Print the table as Markdown, of the populations that were recorded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="folder of methods_*.json")
+    folder: Path = parser.parse_args().results
     print("| data | method | seen | " + " | ".join(f"{shots} shots" for shots in SHOTS) + " |")
     print("|---|---|" + "---|" * (len(SHOTS) + 1))
     for name, title in TITLES.items():
-        result = json.loads((RESULTS / f"accuracy_{name}.json").read_text())
-        for method, cells in result["cells"].items():
-            setting = next(iter(cells)).split("/")[1]
-            figures = [figure(cells[f"seen/{setting}/all"], method)]
-            figures += [figure(cells[f"unseen/{setting}/{shots}"], method) for shots in SHOTS]
-            print(f"| {title} | {method} | " + " | ".join(figures) + " |")
+        path = folder / f"methods_{name}.json"
+        if not path.is_file():
+            continue
+        result = json.loads(path.read_text())
+        for label, method in result["methods"].items():
+            keys = [f"seen/{result['setting']}/all"]
+            keys += [f"unseen/{result['setting']}/{shots}" for shots in SHOTS]
+            figures = [figure(method.get("cells", {}).get(key)) for key in keys]
+            print(f"| {title} | {label} | " + " | ".join(figures) + " |")
 
 
-def figure(cell: dict[str, object], method: str) -> str:
+def figure(cell: Mapping[str, Any] | None) -> str:
     """Return an accuracy, marked where it differs from the baseline's beyond the interval."""
-    difference = cell["difference"]
-    assert isinstance(difference, dict)
-    low, high = difference["interval"]
-    mark = "" if method == "bt" else " ▲" if low > 0 else " ▼" if high < 0 else ""
+    if cell is None:
+        return "–"
+    low, high = cell["difference"]["interval"] if cell["difference"] else (0.0, 0.0)
+    mark = " ▲" if low > 0 else " ▼" if high < 0 else ""
     return f"{cell['accuracy']:.3f}{mark}"
 
 

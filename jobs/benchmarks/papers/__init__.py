@@ -1,0 +1,1 @@
+"""The papers' claims as named checks: `python jobs/benchmarks/claims.py`."""
