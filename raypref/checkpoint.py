@@ -210,7 +210,7 @@ base_model: {info.embedder.model}
 
 # {info.method.type} personal reward model
 
-Scores responses for one user at a time, from embeddings of dimension {info.dim} made by
+Scores responses for one user at a time, from embeddings of dimension {info.embedder.dim} made by
 `{info.embedder.model}` (revision `{info.embedder.revision}`, {info.embedder.pooling} pooling).
 Trained on {info.users} users for {info.steps} steps with raypref {info.versions["raypref"]}.
 

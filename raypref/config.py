@@ -61,6 +61,10 @@ class EmbedderConfig(Section):
         default="{prompt}\n\n{response}",
         description="How prompt and response become text; `chat` applies the model's chat template.",
     )
+    prompts: bool = Field(
+        default=False,
+        description="Embed each prompt alone too, for methods whose users' taste depends on the prompt.",
+    )
     max_length: PositiveInt = Field(default=256, description="Tokens after which text is cut.")
     batch_size: PositiveInt = Field(default=64, description="Texts that an engine embeds at a time.")
     part_rows: PositiveInt = Field(default=1024, description="Texts after which progress is safe on disk.")
@@ -74,6 +78,8 @@ class EmbedderConfig(Section):
             raise ValueError("concurrency must be [min, max] with min <= max")
         if self.template != "chat" and "{response}" not in self.template:
             raise ValueError("template must be `chat` or contain {response}")
+        if self.prompts and self.template != "chat" and "{prompt}" not in self.template:
+            raise ValueError("prompts needs an item to have one prompt: template must contain {prompt}")
         return self
 
 
@@ -218,6 +224,9 @@ class EvaluateConfig(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="Of the intervals.")
     quantiles: PositiveInt = Field(default=5, description="Bins of the model's own uncertainty.")
     users_per_batch: PositiveInt = Field(default=512, description="Users inferred at a time.")
+    active_threshold: PositiveFloat = Field(
+        default=0.005, description="A latent unit is active if it varies over users by more than this."
+    )
     baseline: str = Field(
         default="bt", description="Name of the bundle that others are compared with, where it is one of them."
     )

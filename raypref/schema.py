@@ -73,6 +73,9 @@ class ItemsMetadata(BaseModel):
     embedder: Embedder
     count: int = Field(ge=0, description="Rows of the table.")
     parts: tuple[ItemsPart, ...] = Field(description="Its files, in row order.")
+    prompts: tuple[ItemsPart, ...] = Field(
+        default=(), description="Files that say which row is an item's prompt; none: prompts have no rows."
+    )
 
 
 class TablesMetadata(BaseModel):
@@ -116,6 +119,14 @@ def items_schema(dim: int) -> pa.Schema:
         ]
     )
 
+
+PROMPTS_SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("prompt_item", pa.int64(), nullable=False),
+    ]
+)
+"""Rows of the items table: an item, and the text of its prompt alone. Rows of prompts have no link."""
 
 COMPARISONS_SCHEMA = pa.schema(
     [

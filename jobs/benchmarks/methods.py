@@ -9,7 +9,7 @@ results/methods_POPULATION.json:
 
     population, size, setting (warm | cold), shots [0, 1, …], seeds [0, 1, 2]
     tuning      population, seed: where the candidates were compared
-    most_steps  cap of every recipe's steps, null for none; variants keep their own
+    budget      {steps, visits}: what every recipe is cut to, null for none; variants keep their own
     machine     processor, cores, processes;  versions  {library: version}
     methods     by label, in the order of methods.yaml, variants last:
       variant       true for a method as released, which is not tuned
@@ -54,6 +54,9 @@ from raypref.errors import InputError, RayprefError
 
 HERE = Path(__file__).parent
 BASELINE = "bt"
+Budget = Mapping[str, int]
+"""Steps, and visits of users in all of them."""
+
 TUNING_SEED = 100
 """Names worlds and splits that no reported figure comes from."""
 
@@ -127,8 +130,8 @@ def run(options: argparse.Namespace, plan: Mapping[str, Any]) -> dict[str, dict[
     )
     if unknown := set(options.methods or ()) - {*plan["methods"], *plan["variants"]["methods"]}:
         raise InputError(f"no method {', '.join(sorted(unknown))} in methods.yaml.")
-    most: int | None = plan["most_steps"][options.size]
-    tuned = _tune(options, names, methods, most)
+    budget: Budget | None = plan["budget"][options.size]
+    tuned = _tune(options, names, methods, budget)
     wanted: dict[str, dict[str, dict[str, Any]]] = {}
     for name in names:
         wanted[name] = {label: tuned[populations.family(name), label]["config"] for label in methods}
@@ -154,7 +157,7 @@ def run(options: argparse.Namespace, plan: Mapping[str, Any]) -> dict[str, dict[
             }
             for label, config in labels.items()
         }
-        results[name] = _result(options, name, own, about, most)
+        results[name] = _result(options, name, own, about, budget)
     return results
 
 
@@ -177,12 +180,12 @@ def _chosen(methods: Mapping[str, Any], options: argparse.Namespace) -> dict[str
 
 
 def _tune(
-    options: argparse.Namespace, names: Sequence[str], methods: Mapping[str, Any], most: int | None
+    options: argparse.Namespace, names: Sequence[str], methods: Mapping[str, Any], budget: Budget | None
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Return for each family and method the chosen configuration and all candidates with their scores."""
     families = list(dict.fromkeys(map(populations.family, names)))
     candidates = {
-        label: [capped(merged(method["base"], change), label, most) for change in method["candidates"]]
+        label: [capped(merged(method["base"], change), label, budget) for change in method["candidates"]]
         for label, method in methods.items()
     }
     if options.size == "quick":
@@ -224,17 +227,18 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     return config
 
 
-def capped(config: dict[str, Any], label: str, most: int | None) -> dict[str, Any]:
-    """Return a configuration whose recipe takes at most so many steps; what cannot be read stays as it is."""
+def capped(config: dict[str, Any], label: str, budget: Budget | None) -> dict[str, Any]:
+    """Return a configuration whose recipe keeps to the budget; what cannot be read stays as it is."""
     try:
-        steps = configured(Trial("", 0, label, config)).method.recipe.steps
+        recipe = configured(Trial("", 0, label, config)).method.recipe
     except RayprefError:
         return config
-    return (
-        config
-        if most is None or steps <= most
-        else merged({"recipe": {}, **config}, {"recipe": {"steps": most}})
-    )
+    if budget is None:
+        return config
+    steps = min(recipe.steps, budget["steps"])
+    cut = {"steps": steps, "users_per_step": min(recipe.users_per_step, budget["visits"] // steps)}
+    cut = {name: value for name, value in cut.items() if value != getattr(recipe, name)}
+    return merged({"recipe": {}, **config}, {"recipe": cut}) if cut else config
 
 
 def _result(
@@ -242,7 +246,7 @@ def _result(
     name: str,
     records: Mapping[str, Sequence[Record]],
     about: Mapping[str, Mapping[str, Any]],
-    most: int | None,
+    budget: Budget | None,
 ) -> dict[str, Any]:
     good = {label: {r.trial.seed: r for r in each if r.error is None} for label, each in records.items()}
     keys = [key.split("/") for each in good.values() for r in each.values() for key in r.cells]
@@ -253,7 +257,7 @@ def _result(
         "shots": sorted({int(shots) for cohort, _, shots in keys if cohort == "unseen"}),
         "seeds": options.seeds,
         "tuning": {"population": populations.family(name), "seed": TUNING_SEED},
-        "most_steps": most,
+        "budget": budget,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "processes": options.processes},
         "versions": library_versions(),
         "methods": {

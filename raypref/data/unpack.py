@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 
 from raypref import files
 from raypref.errors import CorruptError, InputError
-from raypref.schema import HASH_BYTES, METADATA_FILE, ItemsMetadata, ItemsPart, items_schema
+from raypref.schema import (
+    HASH_BYTES,
+    METADATA_FILE,
+    PROMPTS_SCHEMA,
+    ItemsMetadata,
+    ItemsPart,
+    items_schema,
+)
 
 _KEY = np.dtype(f"S{HASH_BYTES}")
 _EMBEDDINGS, _KEYS, _ROWS = "embeddings.f16", "keys.bin", "rows.i64"
@@ -56,8 +63,9 @@ def unpack(directory: Path, metadata: ItemsMetadata) -> Unpacked:
         CorruptError: a file is missing, truncated or altered.
     """
     _check_files(directory, metadata)
-    # The metadata holds the sha256 of every file, so it addresses the whole content.
-    digest = hashlib.sha256(metadata.model_dump_json().encode()).hexdigest()
+    # The metadata holds the sha256 of every file, so it addresses the whole content. Links to prompts are
+    # no part of what is unpacked.
+    digest = hashlib.sha256(metadata.model_dump_json(exclude={"prompts"}).encode()).hexdigest()
     cache = _cache_root() / f"items-{digest[:32]}"
     with files.lock(cache.with_suffix(".lock")):
         if not cache.is_dir():
@@ -75,7 +83,7 @@ def unpack(directory: Path, metadata: ItemsMetadata) -> Unpacked:
 def _check_files(directory: Path, metadata: ItemsMetadata) -> None:
     if not metadata.count or metadata.count != sum(part.rows for part in metadata.parts):
         raise CorruptError(f"{directory / METADATA_FILE}: the counts of its files do not add up.")
-    for part in metadata.parts:
+    for part in (*metadata.parts, *metadata.prompts):
         path = directory / part.name
         size = path.stat().st_size if path.is_file() else 0
         if size != part.bytes:
@@ -104,6 +112,23 @@ def read_parts(directory: Path, metadata: ItemsMetadata) -> Iterator[tuple[np.nd
         first += part.rows
 
 
+def read_prompts(directory: Path, metadata: ItemsMetadata) -> np.ndarray:
+    """Return the row of each item's prompt, int64, by item id; -1 where it has none.
+
+    Raises:
+        CorruptError: a file is missing, truncated or altered.
+    """
+    prompt_N = np.full(metadata.count, -1)
+    for part in metadata.prompts:
+        path = directory / part.name
+        table = pq.read_table(pa.BufferReader(_read_bytes(path, part)))
+        if table.schema != PROMPTS_SCHEMA or table.num_rows != part.rows:
+            raise CorruptError(f"{path}: not {part.rows} prompts of items, as {METADATA_FILE} says.")
+        item_N, prompt_item_N = (column.to_numpy() for column in table.columns)
+        prompt_N[item_N] = prompt_item_N
+    return prompt_N
+
+
 def _fill(cache: Path, directory: Path, metadata: ItemsMetadata) -> None:
     keys: list[np.ndarray] = []
     with files.new_directory(cache, _KEYS) as work:
@@ -117,14 +142,18 @@ def _fill(cache: Path, directory: Path, metadata: ItemsMetadata) -> None:
         rows_N.astype(np.int64).tofile(work / _ROWS)
 
 
-def _read_part(
-    path: Path, part: ItemsPart, metadata: ItemsMetadata, first: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_bytes(path: Path, part: ItemsPart) -> bytes:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise CorruptError(f"{path}: its content has changed since it was written (sha256 differs).")
+    return data
+
+
+def _read_part(
+    path: Path, part: ItemsPart, metadata: ItemsMetadata, first: int
+) -> tuple[np.ndarray, np.ndarray]:
     dim = metadata.embedder.dim
-    table = pq.read_table(pa.BufferReader(data)).combine_chunks()
+    table = pq.read_table(pa.BufferReader(_read_bytes(path, part))).combine_chunks()
     if table.schema.remove_metadata() != items_schema(dim) or table.num_rows != part.rows:
         raise CorruptError(f"{path}: not {part.rows} items of width {dim}, as {METADATA_FILE} says.")
     if not np.array_equal(table["item_id"].to_numpy(), np.arange(first, first + part.rows)):

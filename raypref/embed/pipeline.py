@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from raypref import errors, files
 from raypref.config import EmbedConfig, RunConfig
-from raypref.data.items import ItemTable, append_items, check_vectors, write_items
+from raypref.data.items import ItemTable, append_items, write_items
+from raypref.data.parts import check_vectors
+from raypref.data.prompts import link_prompts, render_prompt
 from raypref.data.sources import iter_texts, render
 from raypref.data.unpack import keys_of
 from raypref.embed.engine import Model, resolve
@@ -36,20 +38,43 @@ TODO_SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.large_string())])
 def embed(config: RunConfig) -> ItemsMetadata:
     """Embed every distinct text of the run's input that its items table does not hold yet.
 
+    With `embed.prompts` each distinct prompt is a text too. Prompts come after all responses, so these have
+    the ids that they have without.
+
     Raises:
-        InputError: there are no texts, or too many bad rows.
+        InputError: there are no texts, too many bad rows, or a prompt that is wanted is empty.
         MismatchError: another embedder made the table or an interrupted run's progress.
         EngineError: the engine is unavailable, failed, or gave an unusable vector.
     """
-    texts = (render(config.embed.template, *item) for item in iter_texts(config.input))
-    return embed_texts(texts, config.items_dir, config.embed)
+    template = config.embed.template
+    texts = (render(template, *item) for item in iter_texts(config.input))
+    if not config.embed.prompts:
+        return embed_texts(texts, config.items_dir, config.embed)
+    # The input is read once for each of the three: its texts may be more than memory holds.
+    prompts = (render_prompt(template, prompt) for prompt, _ in iter_texts(config.input))
+    links = (
+        (content_hash(render(template, prompt, response)), content_hash(render_prompt(template, prompt)))
+        for prompt, response in iter_texts(config.input)
+    )
+    return embed_texts(chain(texts, prompts), config.items_dir, config.embed, links)
 
 
-def embed_texts(texts: Iterable[str], directory: Path, config: EmbedConfig) -> ItemsMetadata:
+def embed_texts(
+    texts: Iterable[str],
+    directory: Path,
+    config: EmbedConfig,
+    links: Iterable[tuple[bytes, bytes]] | None = None,
+) -> ItemsMetadata:
     """Embed rendered texts into the items table `directory`, as `embed` does.
 
     Known texts keep their ids; new ones follow in order of first appearance, however often the run was
     interrupted. Until the end the table is as it was.
+
+    Args:
+        texts: rendered texts.
+        directory: the items table, which is made if there is none.
+        config: the engine and its model.
+        links: content hashes of items and of their prompts, all of them among `texts`.
     """
     model = resolve(config)
     with files.lock(directory.with_name(f".{directory.name}.lock")):
@@ -66,6 +91,8 @@ def embed_texts(texts: Iterable[str], directory: Path, config: EmbedConfig) -> I
             staging.leave()
             raise
         staging.remove()
+        if links is not None:
+            link_prompts(directory, links)
     return read_metadata(directory, ItemsMetadata)
 
 

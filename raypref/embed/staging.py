@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raypref.data.items import Part, write_items
+from raypref.data.items import write_items
+from raypref.data.parts import Part
 from raypref.data.unpack import keys_of, read_parts
 from raypref.errors import MismatchError
 from raypref.schema import Embedder, ItemsMetadata, read_metadata, require_embedder

@@ -48,7 +48,7 @@ def run(config: RunConfig) -> BundleInfo:
     """
     config = config.absolute()
     tables = Tables.open(config.tables_dir)
-    items = ItemTable.open(config.items_dir)
+    items = ItemTable.open(config.items_dir).with_prompts(config.method.needs_prompts)
     tables.require_items(items)
     if tables.metadata.seen_users == 0:
         raise InputError(f"{config.tables_dir}: no seen users to train on; lower prepare.unseen_share.")
@@ -137,7 +137,8 @@ def work(raw: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(options.cpus_per_worker)))
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-    items, tables = ItemTable.open(config.items_dir), Tables.open(config.tables_dir)
+    items = ItemTable.open(config.items_dir).with_prompts(config.method.needs_prompts)
+    tables = Tables.open(config.tables_dir)
     learn, held = _ingest(tables)
     session = Session(config, items, tables, learn, held, ray.train.torch.get_device(), rank, world_size)
     state = session.state

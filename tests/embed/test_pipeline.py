@@ -206,3 +206,81 @@ def test_preferences_become_items(server: Server, tmp_path: Path) -> None:
     run = RunConfig(dir=tmp_path / "run", input=InputConfig(path=path), embed=config(server))
     assert embed(run).count == 3
     assert_holds(tmp_path / "run" / "items", ["p\n\nx", "p\n\ny", "p\n\nz"])
+
+
+def preferences(path: Path, rows: list[tuple[str, str, str]]) -> InputConfig:
+    names = ("prompt", "chosen", "rejected")
+    lines = [json.dumps({"user_id": "u", **dict(zip(names, row, strict=True))}) for row in rows]
+    path.write_text("\n".join(lines))
+    return InputConfig(path=path)
+
+
+ASKED = [("p", "x", "y"), ("q", "x", "z"), ("p", "y", "z")]
+WITHOUT = ["p\n\nx", "p\n\ny", "q\n\nx", "q\n\nz", "p\n\nz"]
+
+
+def linked(items: Path) -> list[int]:
+    return ItemTable.open(items).prompt_N.tolist()
+
+
+def test_each_prompt_is_embedded_once_and_linked(server: Server, tmp_path: Path) -> None:
+    items, source = tmp_path / "items", preferences(tmp_path / "input.jsonl", ASKED)
+    with_prompts = config(server, prompts=True)
+    run = RunConfig(dir=tmp_path, input=source, embed=with_prompts)
+    metadata = embed(run)
+    assert_holds(items, [*WITHOUT, "p", "q"])
+    assert linked(items) == [5, 5, 6, 6, 5, -1, -1]
+    assert embed(run) == metadata
+    new = preferences(tmp_path / "new.jsonl", [("q", "v", "w"), ("r", "x", "y")])
+    assert embed(run.model_copy(update={"input": new})).embedder == metadata.embedder
+    assert_holds(items, [*WITHOUT, "p", "q", "q\n\nv", "q\n\nw", "r\n\nx", "r\n\ny", "r"])
+    assert linked(items) == [5, 5, 6, 6, 5, -1, -1, 6, 6, 11, 11, -1]
+    view_ND = ItemTable.open(items).with_prompts().gather(np.array([9, 0]))
+    expected_ND = np.stack(
+        [np.append(vector("r\n\nx"), vector("r")), np.append(vector("p\n\nx"), vector("p"))]
+    )
+    np.testing.assert_allclose(view_ND, expected_ND, atol=1e-3)
+    assert max(server.times.values()) == 1
+    assert left_over(items) == []
+
+
+def test_prompts_may_be_embedded_later(server: Server, tmp_path: Path) -> None:
+    items, source = tmp_path / "items", preferences(tmp_path / "input.jsonl", ASKED)
+    assert embed(RunConfig(dir=tmp_path, input=source, embed=config(server))).prompts == ()
+    embed(RunConfig(dir=tmp_path, input=source, embed=config(server, prompts=True)))
+    assert_holds(items, [*WITHOUT, "p", "q"])
+    assert linked(items) == [5, 5, 6, 6, 5, -1, -1]
+    assert server.times == dict.fromkeys([*WITHOUT, "p", "q"], 1)
+
+
+def test_a_run_with_prompts_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    rows = [(f"p{n % 7}", f"x{n}", f"y{n}") for n in range(10)]
+    source = preferences(tmp_path / "input.jsonl", rows)
+    run = RunConfig(dir=tmp_path, input=source, embed=config(server, prompts=True))
+    server.faults = ["", "", "", "", "", "400"]
+    with pytest.raises(EngineError):
+        embed(run)
+    assert not (tmp_path / "items").exists()
+    hashes = {content_hash(text): text for text in server.times}
+    parts = [ItemTable.open(part) for part in tmp_path.glob(".items.partial/part-*")]
+    found_N = np.max([part.rows_of([*hashes]) for part in parts], axis=0)
+    staged = [text for text, row in zip(hashes.values(), found_N, strict=True) if row >= 0]
+    embed(run)
+    assert linked(tmp_path / "items")[:20] == [20 + n // 2 % 7 for n in range(20)]
+    assert {server.times[text] for text in staged} == {1}
+    assert left_over(tmp_path / "items") == []
+
+
+def test_a_response_without_a_prompt_is_refused_before_an_engine_starts(
+    server: Server, tmp_path: Path
+) -> None:
+    source = preferences(tmp_path / "input.jsonl", [*ASKED, ("", "x", "y")])
+    with pytest.raises(InputError, match="responses without a prompt"):
+        embed(RunConfig(dir=tmp_path, input=source, embed=config(server, prompts=True)))
+    assert server.requests == 0
+    assert not (tmp_path / "items").exists()
+
+
+def test_prompts_need_a_template_that_names_them(server: Server) -> None:
+    with pytest.raises(ValueError, match=r"template must contain \{prompt\}"):
+        config(server, prompts=True, template="{response}")

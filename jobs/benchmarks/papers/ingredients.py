@@ -15,7 +15,7 @@ SOURCE = "VRF, arXiv 2604.00997"
 POPULATION, CELL = "planted-noisy", "unseen/cold/16"
 SEEDS, SWEPT_SEEDS = (0, 1, 2), (0, 1)
 
-VRF: Method = {"type": "vrf", "recipe": {"steps": 600}}
+VRF: Method = {"type": "vrf", "recipe": {"steps": 600, "users_per_step": 32, "lr": 5e-3}}
 """As `methods.py` trains it at the default size."""
 ABLATIONS: dict[str, Method] = {
     "variance-attenuated loss": {**VRF, "attenuate": False},
