@@ -11,11 +11,13 @@ from raypref.types import Dims
 from tests.methods.contract import DIM, Contract, built, episodes, pairs
 from tests.methods.small_population import SmallPopulation, accuracy, fit
 
-RELEASED = SPLConfig.model_validate({"variant": "released", "latent": 8, "hidden": 16})
+RELEASED = SPLConfig.model_validate(
+    {"variant": "released", "latent": 8, "hidden": 16, "recipe": {"steps": 1500, "lr": 3e-4}}
+)
 
 
 class TestSPL(Contract):
-    config = SPLConfig()
+    config = SPLConfig.model_validate({"recipe": {"steps": 400}})
 
 
 class TestReleasedSPL(Contract):
@@ -33,11 +35,15 @@ class TestReleasedSPL(Contract):
 
 
 class TestSPLWithoutItsIngredients(Contract):
-    config = SPLConfig(flow="none", modulation=False, guidance=0.0)
+    config = SPLConfig.model_validate(
+        {"flow": "none", "modulation": False, "guidance": 0.0, "recipe": {"steps": 300}}
+    )
 
 
 class TestSPLWithOneContextForBoth(Contract):
-    config = SPLConfig(flow="joint", elements="mlp", layers=1)
+    config = SPLConfig.model_validate(
+        {"flow": "joint", "elements": "mlp", "layers": 1, "recipe": {"steps": 400}}
+    )
 
 
 @torch.enable_grad()

@@ -11,7 +11,9 @@ from raypref.types import Dims
 from tests.methods.contract import DIM, Contract, built, episodes, pairs
 from tests.methods.small_population import SmallPopulation, accuracy, fit
 
-RELEASED = VPLConfig.model_validate({"variant": "released", "latent": 8, "hidden": 16})
+RELEASED = VPLConfig.model_validate(
+    {"variant": "released", "latent": 8, "hidden": 16, "recipe": {"steps": 1500, "lr": 3e-4}}
+)
 
 
 class TestVPL(Contract):
@@ -33,7 +35,9 @@ class TestReleasedVPL(Contract):
 
 
 class TestVPLWithAttention(Contract):
-    config = VPLConfig(posterior="attention", pair="difference", normalise=True)
+    config = VPLConfig.model_validate(
+        {"posterior": "attention", "pair": "difference", "normalise": True, "recipe": {"steps": 300}}
+    )
 
 
 def test_the_released_variant_is_the_released_code() -> None:

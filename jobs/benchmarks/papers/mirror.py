@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from papers.claim import Bench, Claim, Figures
-from papers.collapse import HEADS, SHORT
+from papers.collapse import BUDGET, HEADS, ROBUST, SHORT
 from papers.fitted import Fitted, fitted
+from papers.ingredients import VRF
 from papers.published import PUBLISHED, Method
 from raypref.data.inference import contexts
 from raypref.evaluate.protocol import frozen
@@ -23,7 +24,9 @@ OPPOSITE = 0.9
 EXACT = 0.999
 
 METHODS: dict[str, Method] = {
-    **{name: {"type": name} for name in ("bt", "lore", "pal", "pref", "vrf", "vpl", "spl")},
+    **{name: {"type": name} for name in ("bt", "lore", "pal", "pref")},
+    "vrf": VRF,
+    **{name: {**method, "recipe": BUDGET} for name, method in ROBUST.items()},
     "pref-zero": {"type": "pref", "prior": "zero"},
     **{f"{name}-published": PUBLISHED[name] for name in ("lore", "pal", "pref")},
     **{f"{name}-released": {**head, "recipe": SHORT} for name, head in HEADS.items()},

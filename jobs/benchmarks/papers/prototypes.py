@@ -46,6 +46,8 @@ CONFLICTS = {
     "two planted rewards": Conflict("planted-noisy", 2, {"rewards": 2, "shared": 0.0, "alpha": 0.02}),
     "helpfulness against verbosity": Conflict("helpsteer2", 3),
 }
+SMALL: Method = {"type": "fedvpa", "recipe": {"users_per_step": 32}}
+"""As `methods.py` trains it at the default size."""
 VARIANTS: dict[str, Method] = {
     "FedVPL": {"prior": "normal", "orthogonal": 0.0},
     "prior": {"prior": "mixture", "orthogonal": 0.0},
@@ -64,7 +66,7 @@ def measure_separation(bench: Bench) -> Figures:
     """Place unseen users among the prototypes, and judge each group by its own prototype and the other's."""
     found: Figures = {}
     for name, conflict in _present(bench):
-        method = {"type": "fedvpa", "prototypes": conflict.kinds}
+        method = {**SMALL, "prototypes": conflict.kinds}
         found[name] = separation(fitted(bench, conflict.population, method, planted=conflict.planted))
     return {"seed": 0, "populations": found}
 
@@ -201,7 +203,7 @@ def measure_prior(bench: Bench) -> Figures:
                 conflict.population,
                 seed,
                 label,
-                {"type": "fedvpa", "prototypes": conflict.kinds, **variant},
+                {**SMALL, "prototypes": conflict.kinds, **variant},
                 bench.size,
                 conflict.planted,
             )
