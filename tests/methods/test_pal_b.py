@@ -134,7 +134,7 @@ class TestPublishedPALB(Contract):
     def test_beats_bt_on_unseen_users_of_a_planted_population(  # type: ignore[override]
         self,
     ) -> None:
-        """As published it fits the users it trains on, and gains nothing on others from so few comparisons."""
+        """As published it fits the users it trains on, and gains nothing on others from so few."""
         learn = prompted(100, 24, torch.Generator().manual_seed(0))
         model = trained(self.config, learn)
         assert isinstance(model, PublishedPALB)

@@ -23,12 +23,15 @@ OPPOSITE = 0.9
 """Cosine from which on a user counts as the opposite one."""
 EXACT = 0.999
 
+FEW: Method = {"recipe": {"steps": 100, "users_per_step": 200}}
+"""Recipe of the published solvers here: which way weights turn needs no more."""
+
 METHODS: dict[str, Method] = {
     **{name: {"type": name} for name in ("bt", "lore", "pal", "pref")},
     "vrf": VRF,
     **{name: {**method, "recipe": BUDGET} for name, method in ROBUST.items()},
     "pref-zero": {"type": "pref", "prior": "zero"},
-    **{f"{name}-published": PUBLISHED[name] for name in ("lore", "pal", "pref")},
+    **{f"{name}-published": {**PUBLISHED[name], **FEW} for name in ("lore", "pref")},
     **{f"{name}-released": {**head, "recipe": SHORT} for name, head in HEADS.items()},
 }
 SIGNED = {"lore": "lore-published", "pref": "vrf"}

@@ -57,7 +57,7 @@ class Adaptation:
 
 def measure(bench: Bench) -> Figures:
     """Time every method in turn, round after round, alone and in a batch."""
-    rounds, many = (3, 10_000) if bench.size == "default" else (2, 200)
+    rounds, many = (3, 1_000) if bench.size == "default" else (2, 200)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
