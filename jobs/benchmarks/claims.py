@@ -1,6 +1,6 @@
 """The papers' claims, each measured, judged and recorded: one command, resumable.
 
-    python jobs/benchmarks/claims.py --data shared/data
+    python jobs/benchmarks/claims.py --data FOLDER
     python jobs/benchmarks/claims.py speed parameters
     python jobs/benchmarks/claims.py --table
 
