@@ -32,7 +32,7 @@ _LOOKUP_ROWS = 8192
 
 Batch = dict[str, np.ndarray]
 
-TODO_SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.large_string())])
+PENDING_SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.large_string())])
 
 
 def embed(config: RunConfig) -> ItemsMetadata:
@@ -163,7 +163,7 @@ def _distinct(texts: Iterable[str]) -> Iterator[tuple[bytes, str]]:
 def _write_todo(directory: Path, part: int, rows: list[tuple[int, bytes, str]]) -> _Todo:
     path = directory / f"{part:08d}.parquet"
     numbers, hashes, texts = (list(column) for column in zip(*rows, strict=True))
-    pq.write_table(pa.table([numbers, texts], schema=TODO_SCHEMA), path)
+    pq.write_table(pa.table([numbers, texts], schema=PENDING_SCHEMA), path)
     return _Todo(path, hashes, np.array(numbers))
 
 
@@ -195,7 +195,7 @@ def _stream(plan: _Plan, staging: Staging, config: EmbedConfig, model: Model) ->
 
 
 def _read(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return pq.read_table(row["path"], schema=TODO_SCHEMA).to_pylist()
+    return pq.read_table(row["path"], schema=PENDING_SCHEMA).to_pylist()
 
 
 def _apply(dataset: Dataset, config: EmbedConfig, model: Model) -> Dataset:

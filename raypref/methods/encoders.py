@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raypref.methods.gaussians import precision
+
 LEAK = 0.2
 """Negative slope of every LeakyReLU (VPL, arXiv 2408.10075)."""
-
-LOG_PRECISION_BOUND = 6.0
-"""A comparison's log precision stays within plus and minus this."""
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -30,11 +29,6 @@ def anneal(progress: float, cycles: int) -> float:
     """Return the share of the KL's weight: from 0.1 up to 1 along half a cosine, `cycles` times over."""
     place = (progress * cycles) % 1.0
     return 0.1 + 0.45 * (1.0 + math.cos(math.pi * (place - 1.0)))
-
-
-def kl_to_normal(mean_BL: Tensor, log_var_BL: Tensor) -> Tensor:
-    """Return KL(N(mean, var) ‖ N(0, I)) of each row, nats."""
-    return 0.5 * (log_var_BL.exp() + mean_BL.square() - 1.0 - log_var_BL).sum(-1)
 
 
 class AttentionPosterior(nn.Module):
@@ -87,7 +81,7 @@ class ProductPosterior(nn.Module):
     def forward(self, token_BPT: Tensor, mask_XBP: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean_XBL and log_var_XBL; a user without tokens has the prior."""
         log_precision_BPL, turn_BPL = self.heads(F.softplus(self.hidden(token_BPT))).float().chunk(2, -1)
-        precision_BPL = log_precision_BPL.clamp(-LOG_PRECISION_BOUND, LOG_PRECISION_BOUND).exp()
+        precision_BPL = precision(log_precision_BPL)
         pull_BPL = self.pull(token_BPT).float() + turn_BPL
         mask_XB1P = mask_XBP.unsqueeze(-2)
         precision_XBL = 1.0 + (mask_XB1P @ precision_BPL).squeeze(-2)

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from raypref.methods.base import MethodConfig, Recipe, preference_loss
 from raypref.methods.contexts import draw_contexts
-from raypref.methods.gaussians import kl, product
+from raypref.methods.gaussians import kl_to_normal, precision, product
 from raypref.methods.linear import LinearRewardModel
 from raypref.methods.peers import assign, gumbel, kl_to_peers, peer_weights
 from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Reward
-
-LOG_PRECISION_BOUND = 6.0
-"""A comparison's log precision stays within plus and minus this."""
 
 
 class FedVPAConfig(MethodConfig):
@@ -178,8 +175,7 @@ class FedVPA(LinearRewardModel):
     def _encode_pair(self, pair_NF: Tensor) -> Tensor:
         pair_NF = torch.cat([pair_NF[..., :1].detach(), pair_NF[..., 1:]], -1)
         hidden_NH = F.softplus(self.hidden(self.dropout(pair_NF)))
-        log_precision_NL = self.log_precision(hidden_NH).float()
-        precision_NL = log_precision_NL.clamp(-LOG_PRECISION_BOUND, LOG_PRECISION_BOUND).exp()
+        precision_NL = precision(self.log_precision(hidden_NH).float())
         return torch.cat([precision_NL, precision_NL * self.mean(hidden_NH).float()], -1)
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
@@ -298,8 +294,3 @@ def average(precision_BPL: Tensor, weighted_mean_BPL: Tensor, mask_BP: Tensor) -
     mean_BL = (share_BP1 * weighted_mean_BPL / precision_BPL).sum(1)
     var_BL = (share_BP1 / precision_BPL).sum(1)
     return mean_BL, torch.where(count_B1 > 0, var_BL, torch.ones_like(var_BL))
-
-
-def kl_to_normal(mean: Tensor, var: Tensor) -> Tensor:
-    """Return KL from N(0, 1) in nats, summed over the last axis."""
-    return kl(mean, var, torch.zeros_like(mean), torch.ones_like(var))

@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+LOG_PRECISION_BOUND = 6.0
+"""A comparison's log precision stays within plus and minus this."""
+
 
 def product(
     precision_BPL: Tensor, weighted_mean_BPL: Tensor, mask_BP: Tensor, prior_precision: float
@@ -40,6 +43,16 @@ def kl(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
     return 0.5 * (var_a / var_b + (mean_a - mean_b).square() / var_b - 1.0 + var_b.log() - var_a.log()).sum(
         -1
     )
+
+
+def kl_to_normal(mean: Tensor, var: Tensor) -> Tensor:
+    """Return KL(N(mean, var) ‖ N(0, I)) in nats, summed over the last axis."""
+    return kl(mean, var, torch.zeros_like(mean), torch.ones_like(var))
+
+
+def precision(log_precision: Tensor) -> Tensor:
+    """Return the precision that a network names by its logarithm, kept within bounds."""
+    return log_precision.clamp(-LOG_PRECISION_BOUND, LOG_PRECISION_BOUND).exp()
 
 
 def log_density(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -16,6 +16,18 @@ from raypref.methods.base import MethodConfig, Recipe, RewardModel, preference_l
 from raypref.methods.contexts import draw_contexts
 from raypref.methods.encoders import AttentionPosterior, ProductPosterior, anneal
 from raypref.types import Dims, Episodes, Latent, Loss, Reward
+
+RELEASED_RECIPE: Mapping[str, Any] = {
+    "steps": 2800,
+    "users_per_step": 32,
+    "context": (8, 8),
+    "targets": 1,
+    "lr": 1e-4,
+    "weight_decay": 1e-3,
+    "warmup": 0.03,
+    "clip": 1.0,
+}
+"""Two epochs of 1,000 users' 45 comparisons, each a target with eight others as its context."""
 
 
 class LatentConfig(MethodConfig):
@@ -86,16 +98,20 @@ class Belief:
     """From N(0, I), nats."""
 
 
-class LatentRewardModel(RewardModel):
+C = TypeVar("C", bound=LatentConfig)
+
+
+class LatentRewardModel(RewardModel, Generic[C]):
     """r(e, z) = b·e + z's part, z ~ q(z | the user's comparisons), trained by the ELBO.
 
     −E_q[log σ(r(e⁺, z) − r(e⁻, z))] + β·KL(q ‖ N(0, I)). A factored decoder's part is a(z)·h(e) with linear h
     and a(0) = 0; an MLP's starts with the layer h. The item features are (h(e), b·e).
     """
 
+    config: C
     noise_SL: Tensor
 
-    def __init__(self, config: LatentConfig, dims: Dims, latent: int, features: int, samples: int) -> None:
+    def __init__(self, config: C, dims: Dims, latent: int, features: int, samples: int) -> None:
         """Start with small random features and no common reward.
 
         Args:
@@ -106,7 +122,7 @@ class LatentRewardModel(RewardModel):
             samples: S, latents behind what the model estimates by sampling.
         """
         super().__init__(dims)
-        self.settings = config
+        self.config = config
         self.factored = self.uncertain = config.decoder == "factored"
         common_D = torch.zeros(dims.embedding)
         if config.population:
@@ -120,9 +136,13 @@ class LatentRewardModel(RewardModel):
 
     def make_posterior(self, width: int, latent: int) -> ProductPosterior | AttentionPosterior:
         """Return the posterior that the configuration names, for tokens of `width`."""
-        if self.settings.posterior == "product":
-            return ProductPosterior(width, self.settings.hidden, latent, self.settings.log_precision)
-        return AttentionPosterior(width, latent, self.settings.clamp)
+        if self.config.posterior == "product":
+            return ProductPosterior(width, self.config.hidden, latent, self.config.log_precision)
+        return AttentionPosterior(width, latent, self.config.clamp)
+
+    @abstractmethod
+    def tell(self, chosen_ND: Tensor, rejected_ND: Tensor, chosen_NF: Tensor, rejected_NF: Tensor) -> Tensor:
+        """Return evidence_NE from the embeddings of comparisons and their item features."""
 
     @abstractmethod
     def believe(self, evidence_BPE: Tensor, mask_XBP: Tensor) -> Belief:
@@ -145,6 +165,10 @@ class LatentRewardModel(RewardModel):
         heads_DF = torch.cat([self.features_DM, self.common_D.unsqueeze(1)], 1)
         return (self.standardise(emb_ND) @ heads_DF).float()
 
+    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
+        """Return what the encoder sees of a comparison."""
+        return self.tell(chosen_ND, rejected_ND, self.item(chosen_ND), self.item(rejected_ND))
+
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
         """Return the user vectors of the posteriors."""
         return self.user(self.believe(evidence_BPE, mask_BP))
@@ -162,10 +186,10 @@ class LatentRewardModel(RewardModel):
 
     def loss(self, episodes: Episodes, progress: float) -> Loss:
         """Return the negative ELBO, the common reward's own loss and the penalties."""
-        config, target = self.settings, episodes.target
+        config, target = self.config, episodes.target
         chosen_BPF, rejected_BPF = self.item(target.chosen_BPD), self.item(target.rejected_BPD)
         if config.draws:
-            evidence_BPE = self.encode(target)
+            evidence_BPE = self.tell(target.chosen_BPD, target.rejected_BPD, chosen_BPF, rejected_BPF)
             context_RBP, scored_RBP = draw_contexts(target.mask_BP, config.draws, config.max_context)
             if not config.disjoint:
                 scored_RBP = target.mask_BP.expand_as(context_RBP)
@@ -216,7 +240,7 @@ class LatentRewardModel(RewardModel):
 
     def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
         """Return linear heads with their own rate, and the rest."""
-        fast, decay = self.settings.head_rate * recipe.lr, recipe.weight_decay
+        fast, decay = self.config.head_rate * recipe.lr, recipe.weight_decay
         settings = {"common_D": (fast, 0.0)} | ({"features_DM": (fast, decay)} if self.factored else {})
         heads = {name: value for name, value in self.named_parameters() if name in settings}
         for name, parameter in heads.items():

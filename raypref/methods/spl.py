@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raypref.methods.encoders import LEAK, AttentionPosterior, ProductPosterior, mlp
 from raypref.methods.flow import PairedFlow
 from raypref.methods.gaussians import log_density
-from raypref.methods.latent import Belief, LatentConfig, LatentRewardModel
+from raypref.methods.latent import RELEASED_RECIPE, Belief, LatentConfig, LatentRewardModel
 from raypref.types import Dims, Reward
 
 RELEASED: Mapping[str, Any] = {
@@ -27,17 +27,7 @@ RELEASED: Mapping[str, Any] = {
     "draws": 0,
     "population": 0.0,
     "dropout": 0.0,
-    # Two epochs of 1,000 users' 45 comparisons, each a target with eight others as its context.
-    "recipe": {
-        "steps": 2800,
-        "users_per_step": 32,
-        "context": (8, 8),
-        "targets": 1,
-        "lr": 1e-4,
-        "weight_decay": 1e-3,
-        "warmup": 0.03,
-        "clip": 1.0,
-    },
+    "recipe": RELEASED_RECIPE,
 }
 """What the authors' code trains with."""
 
@@ -87,7 +77,7 @@ class SPLConfig(LatentConfig):
         return SPL(self, dims)
 
 
-class SPL(LatentRewardModel):
+class SPL(LatentRewardModel[SPLConfig]):
     """r(e, z_K), z_0 ~ q(z | the user's comparisons), z_K = flow(z_0; c_d, c_s) (SPL, arXiv 2603.12595).
 
     An encoder c(e) of width L/2 sees each answer alone; a comparison is [c(e⁺); c(e⁻)], and swapping it
@@ -112,7 +102,6 @@ class SPL(LatentRewardModel):
         factored, latent, hidden = config.decoder == "factored", config.latent, config.hidden
         half, features = latent // 2, latent // 2 if factored else hidden // 2
         super().__init__(config, dims, latent, features, config.samples)
-        self.config = config
         if config.elements == "mlp":
             self.element = mlp([dims.embedding, hidden, hidden, half])
         self.posterior = self.make_posterior(latent + 1, latent)
@@ -133,9 +122,8 @@ class SPL(LatentRewardModel):
         if config.modulation:
             self.film = mlp([latent, 2 * hidden, features if factored else 2 * hidden])
 
-    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
+    def tell(self, chosen_ND: Tensor, rejected_ND: Tensor, chosen_NF: Tensor, rejected_NF: Tensor) -> Tensor:
         """Return both answers' encodings and the common margin, E = L + 1."""
-        chosen_NF, rejected_NF = self.item(chosen_ND), self.item(rejected_ND)
         common_N1 = chosen_NF[..., -1:] - rejected_NF[..., -1:]
         if self.config.elements == "features":
             return torch.cat([chosen_NF[..., :-1], rejected_NF[..., :-1], common_N1], -1)

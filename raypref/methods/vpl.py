@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from raypref.methods.encoders import LEAK, AttentionPosterior, ProductPosterior, kl_to_normal, mlp
-from raypref.methods.latent import Belief, LatentConfig, LatentRewardModel
+from raypref.methods.encoders import LEAK, AttentionPosterior, ProductPosterior, mlp
+from raypref.methods.gaussians import kl_to_normal
+from raypref.methods.latent import RELEASED_RECIPE, Belief, LatentConfig, LatentRewardModel
 from raypref.types import Dims, Landscape, Reward
 
 RELEASED: Mapping[str, Any] = {
@@ -25,17 +26,7 @@ RELEASED: Mapping[str, Any] = {
     "draws": 0,
     "population": 0.0,
     "dropout": 0.0,
-    # Two epochs of 1,000 users' 45 comparisons, each a target with eight others as its context.
-    "recipe": {
-        "steps": 2800,
-        "users_per_step": 32,
-        "context": (8, 8),
-        "targets": 1,
-        "lr": 1e-4,
-        "weight_decay": 1e-3,
-        "warmup": 0.03,
-        "clip": 1.0,
-    },
+    "recipe": RELEASED_RECIPE,
 }
 """What the authors' code trains with."""
 
@@ -66,7 +57,7 @@ class VPLConfig(LatentConfig):
         return VPL(self, dims)
 
 
-class VPL(LatentRewardModel):
+class VPL(LatentRewardModel[VPLConfig]):
     """r(e, z), z ~ q(z | the user's comparisons), trained by the ELBO (VPL, arXiv 2408.10075).
 
     −E_q[log σ(r(e⁺, z) − r(e⁻, z))] + β·KL(q ‖ N(0, I)). Released: an MLP turns [e⁺; e⁻] into a token,
@@ -88,7 +79,6 @@ class VPL(LatentRewardModel):
         factored, latent, hidden = config.decoder == "factored", config.latent, config.hidden
         features = latent if factored else hidden
         super().__init__(config, dims, latent, features, samples=1)
-        self.config = config
         if not factored:
             self.condition = nn.Linear(latent, hidden)
             # A bias would cancel in every comparison.
@@ -102,10 +92,10 @@ class VPL(LatentRewardModel):
             self.pair = mlp([dims.embedding * (2 if config.pair == "concat" else 1), hidden, hidden, latent])
         self.posterior = self.make_posterior(width, latent)
 
-    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
+    def tell(self, chosen_ND: Tensor, rejected_ND: Tensor, chosen_NF: Tensor, rejected_NF: Tensor) -> Tensor:
         """Return the token of a comparison: E = L, or M + 1 where the encoder sees item features."""
         if self.config.pair == "features":
-            return self.item(chosen_ND) - self.item(rejected_ND)
+            return chosen_NF - rejected_NF
         chosen_ND, rejected_ND = self.standardise(chosen_ND), self.standardise(rejected_ND)
         if self.config.pair == "difference":
             return self.pair(chosen_ND - rejected_ND)
@@ -118,7 +108,7 @@ class VPL(LatentRewardModel):
         if self.config.normalise:
             norm_SXB1 = sample_SXBL.norm(dim=-1, keepdim=True)
             sample_SXBL = math.sqrt(self.config.latent) * sample_SXBL / norm_SXB1
-        kl_XB = kl_to_normal(mean_XBL, log_var_XBL)
+        kl_XB = kl_to_normal(mean_XBL, log_var_XBL.exp())
         return Belief(mean_XBL, log_var_XBL, mean_XBL, sample_SXBL, kl_XB)
 
     def exact(self) -> bool:

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from raypref.methods.base import MethodConfig, Recipe, preference_loss
 from raypref.methods.contexts import draw_contexts
-from raypref.methods.gaussians import kl_to_mixture_bound, kl_to_mixture_sampled, product, wasserstein2
+from raypref.methods.gaussians import (
+    kl_to_mixture_bound,
+    kl_to_mixture_sampled,
+    precision,
+    product,
+    wasserstein2,
+)
 from raypref.methods.linear import LinearRewardModel
 from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Reward
-
-LOG_PRECISION_BOUND = 6.0
-"""A comparison's log precision stays within plus and minus this."""
 
 
 class VRFConfig(MethodConfig):
@@ -173,8 +176,7 @@ class VRF(LinearRewardModel):
 
     def _encode_pair(self, feature_NM: Tensor, delta_NK: Tensor) -> Tensor:
         hidden_NH = F.softplus(self.hidden(self.dropout(torch.cat([feature_NM, delta_NK], -1))))
-        log_precision_NL = self.log_precision(hidden_NH).float()
-        precision_NL = log_precision_NL.clamp(-LOG_PRECISION_BOUND, LOG_PRECISION_BOUND).exp()
+        precision_NL = precision(self.log_precision(hidden_NH).float())
         return torch.cat([precision_NL, precision_NL * self.mean(hidden_NH).float()], -1)
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
