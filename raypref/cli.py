@@ -73,7 +73,71 @@ def _parser() -> argparse.ArgumentParser:
     configured("check", _check, "check a configuration and whatever of its run exists")
     demo = command("demo", _demo, "run the whole job on text that comes with raypref")
     demo.add_argument("--dir", type=Path, default=Path("demo-run"), help="where to write (default demo-run)")
+    _add_serving(command)
     return parser
+
+
+def _add_serving(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands of the service."""
+    serve = command("serve", _serve, "run the service of a Serve configuration, until stopped")
+    serve.add_argument("config", type=Path, metavar="YAML", help="such as serve_configs/local.yaml")
+    serve.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change one of `args`"
+    )
+    serve.add_argument(
+        "--own-proxy",
+        dest="throughput",
+        action="store_false",
+        help="Serve's own proxy instead of HAProxy: slower, and listens only where http_options.host says",
+    )
+    keys = command("keys", _keys, "make or revoke API keys of the service")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="add a key to a file and print it, once")
+    create.add_argument("file", type=Path, metavar="FILE")
+    create.add_argument("--tenant", required=True, help="whose users the key opens")
+    revoke = actions.add_parser("revoke", help="remove a key; a running service notices")
+    revoke.add_argument("file", type=Path, metavar="FILE")
+    revoke.add_argument("id", help="the middle part of the key")
+    users = command("users", _users, "move, refresh or compact the users of a store")
+    actions = users.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("export", "write all users to a file"),
+        ("import", "read users from such a file into another store"),
+        ("refresh", "infer all users anew, for a new bundle"),
+        ("compact", "rewrite the store's files without what was erased"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument(
+            "--store", required=True, metavar="URL", help="such as sqlite:///raypref-users.db"
+        )
+        if name in ("export", "import"):
+            action.add_argument("file", type=Path, metavar="FILE")
+        if name == "refresh":
+            action.add_argument("bundle", type=Path, metavar="BUNDLE")
+            action.add_argument("--items", type=Path, help="items table that comparisons name rows of")
+            action.add_argument("--half-life-days", type=float, help="as the service has it")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from raypref.serve.launch import set_throughput
+
+    # Ray reads its environment when it is imported.
+    set_throughput(arguments.throughput)
+    from raypref.serve.commands import serve
+
+    serve(arguments)
+
+
+def _keys(arguments: argparse.Namespace) -> None:
+    from raypref.serve.commands import keys
+
+    keys(arguments)
+
+
+def _users(arguments: argparse.Namespace) -> None:
+    from raypref.serve.commands import users
+
+    users(arguments)
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

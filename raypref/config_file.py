@@ -35,14 +35,19 @@ def parse_config(raw: dict[str, Any], overrides: list[str], where: str) -> RunCo
         ConfigError: a key is unknown or a value is invalid; the message begins with `where`.
     """
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from error
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Change one value of a mapping as `a.b=c` says; the value is YAML.
+
+    Raises:
+        ConfigError: it does not read so.
+    """
     key, separator, value = override.partition("=")
     if not separator or not all(key.split(".")):
         raise ConfigError(f"--set {override}: write it as a.b=value.")

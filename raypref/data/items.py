@@ -114,6 +114,16 @@ class ItemTable:
             )
         return np.concatenate([emb_ND, self._unpacked.emb_ND[prompt_N]], 1)
 
+    def hashes(self, ids_N: np.ndarray) -> list[bytes]:
+        """Return the content hash of each item id: its address in any table of the same texts."""
+        keys_N = self._unpacked.keys_N[self._place_N[ids_N]]
+        return [key.tobytes() for key in keys_N]
+
+    @cached_property
+    def _place_N(self) -> np.ndarray:
+        """Where each item id stands among the sorted keys."""
+        return np.argsort(self._unpacked.rows_N)
+
     def rows_of(self, hashes: list[bytes]) -> np.ndarray:
         """Return the item id of each content hash, int64; -1 where the table has no such text."""
         return self.find(keys_of(hashes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +25,10 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What decides a model's vectors: weights, configuration, tokenizer. Pickled weights are never loaded."""
 
 
+class RefusedError(EngineError):
+    """An engine that works refused these texts, or has no usable vector for them."""
+
+
 class Engine(Protocol):
     """Turns rendered texts into vectors; lives in a Ray actor or in any process."""
 
@@ -35,7 +40,7 @@ class Engine(Protocol):
 class EngineActor:
     """An engine as a Ray Data callable: columns `number` and `text` in, `number` and `embedding` out."""
 
-    def __init__(self, engine: type[Engine], *args: object) -> None:
+    def __init__(self, engine: Callable[..., Engine], *args: object) -> None:
         """Start the engine `engine(*args)`."""
         self._engine = engine(*args)
 

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 
 from raypref.config import HTTPConfig
-from raypref.embed.engine import EngineActor, Model, normalise
+from raypref.embed.engine import EngineActor, Model, RefusedError, normalise
 from raypref.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+
+ABOUT_THE_TEXTS = {400, 413, 422}
+"""Statuses of a server that would take other texts."""
 
 
 class HTTPEngine:
@@ -47,7 +50,8 @@ class HTTPEngine:
         """Return the vectors of `texts` in their order, float32 (N, D).
 
         Raises:
-            EngineError: the server refused a request, kept failing, or gave an answer that cannot be used.
+            RefusedError: the server refused the texts, or has a vector for one that is not finite.
+            EngineError: the server refused the request, kept failing, or gave another unusable answer.
         """
         size = self._config.batch_size
         requests = [texts[start : start + size] for start in range(0, len(texts), size)]
@@ -65,7 +69,8 @@ class HTTPEngine:
                     return self._parse(response, len(texts))
                 problem = f"status {response.status_code}: {response.text[:200]}"
                 if response.status_code != 429 and response.status_code < 500:
-                    raise EngineError(
+                    kind = RefusedError if response.status_code in ABOUT_THE_TEXTS else EngineError
+                    raise kind(
                         f"{response.url} refused a request, {problem}. "
                         "Check embed.url, embed.model, embed.batch_size and the API key."
                     )
@@ -99,11 +104,24 @@ class HTTPEngine:
             if vector.shape != (self._config.dim,):
                 raise self._unusable(f"vectors of shape {vector.shape}, embed.dim is {self._config.dim}")
             if not np.isfinite(vector).all():
-                raise self._unusable("a vector that is not finite")
+                raise self._unusable("a vector that is not finite", RefusedError)
         return np.stack(vectors)
 
-    def _unusable(self, what: str) -> EngineError:
-        return EngineError(f"{self._config.url} answered with {what}. Check the server and embed.model.")
+    def _unusable(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
+        return kind(f"{self._config.url} answered with {what}. Check the server and embed.model.")
+
+
+def api_key(config: HTTPConfig) -> str | None:
+    """Return the key that the server wants, None where it wants none.
+
+    Raises:
+        ConfigError: the environment lacks it.
+    """
+    if config.api_key_env is None:
+        return None
+    if not (key := os.environ.get(config.api_key_env)):
+        raise ConfigError(f"embed.api_key_env: the variable {config.api_key_env} is not set.")
+    return key
 
 
 class _Actor(EngineActor):
@@ -115,15 +133,10 @@ def apply(dataset: Dataset, config: HTTPConfig, model: Model) -> Dataset:
     """Return `dataset` (columns `number`, `text`) embedded by a pool of clients (`number`, `embedding`)."""
     from ray.data import ActorPoolStrategy
 
-    api_key = None
-    if config.api_key_env is not None:
-        api_key = os.environ.get(config.api_key_env)
-        if not api_key:
-            raise ConfigError(f"embed.api_key_env: the variable {config.api_key_env} is not set.")
     fewest, most = config.concurrency
     return dataset.map_batches(
         _Actor,
-        fn_constructor_args=(config, model.source, api_key),
+        fn_constructor_args=(config, model.source, api_key(config)),
         batch_size=config.part_rows,
         batch_format="numpy",
         compute=ActorPoolStrategy(min_size=fewest, max_size=most),

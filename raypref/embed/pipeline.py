@@ -242,10 +242,10 @@ def _collect(batches: Iterable[Batch], todo: list[_Todo], staging: Staging, mode
 def _explain(error: BaseException) -> RayprefError:
     """Return the error that an engine raised in its worker, of which Ray passes on only the text."""
     raised = re.findall(r"^([\w.]+(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
-    ours = [(name.rpartition("."), text) for name, text in raised if name.startswith(errors.__name__)]
+    ours = [(name.rpartition("."), text) for name, text in raised if name.startswith("raypref.")]
     if ours:
         (_, _, kind), text = ours[-1]
-        return getattr(errors, kind)(text)
+        return getattr(errors, kind, EngineError)(text)
     others = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.")]
     return EngineError(
         f"the engine failed with {others[-1] if others else repr(error)}. "

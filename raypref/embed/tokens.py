@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from jinja2 import TemplateError
+
 from raypref.data.sources import CHAT_TEMPLATE
 from raypref.errors import ConfigError, InputError
 
@@ -33,10 +35,10 @@ class Tokens:
         """Return the token ids of each text.
 
         Raises:
-            InputError: a text has no tokens.
+            InputError: a text has no tokens, or the chat template does not take its messages.
         """
         if self._chat:
-            texts = [self._tokenizer.apply_chat_template(json.loads(text), tokenize=False) for text in texts]
+            texts = [self._written(json.loads(text)) for text in texts]
         ids = self._tokenizer(
             texts,
             # A chat template writes the special tokens itself.
@@ -49,3 +51,13 @@ class Tokens:
             if not row:
                 raise InputError(f"the tokenizer finds no token in the text {text[:80]!r}.")
         return ids
+
+    def _written(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            # Many templates insist on an order of roles.
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(
+                f"the model's chat template does not take messages of {roles}: {error}."
+            ) from error

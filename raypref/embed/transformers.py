@@ -65,11 +65,15 @@ class TransformersEngine:
                 return hidden_BTD[torch.arange(len(hidden_BTD)), mask_BT.sum(1) - 1]
 
 
+def start(config: TransformersConfig, source: str) -> TransformersEngine:
+    """Return an engine that has this process for itself: its threads are its share of the machine."""
+    torch.set_num_threads(max(1, int(config.num_cpus)))
+    return TransformersEngine(config, source)
+
+
 class _Actor(EngineActor):
     def __init__(self, config: TransformersConfig, source: str) -> None:
-        # The actor has the process for itself: its threads are its share of the machine.
-        torch.set_num_threads(max(1, int(config.num_cpus)))
-        super().__init__(TransformersEngine, config, source)
+        super().__init__(start, config, source)
 
 
 def apply(dataset: Dataset, config: TransformersConfig, model: Model) -> Dataset:

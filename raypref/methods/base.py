@@ -163,6 +163,14 @@ class RewardModel(nn.Module, ABC):
         """Return the users' posteriors, to tell whether they say anything; None where there are none."""
         return None
 
+    def doubt(self, chosen_BNF: Tensor, rejected_BNF: Tensor, user_BZ: Tensor) -> Tensor | None:
+        """Return var_BN of reward differences under the user's posterior: what more comparisons can settle.
+
+        The margin's variance, unless a method also means something else by that; None where nothing is known
+        of users, or no posterior is kept.
+        """
+        return self.margin(chosen_BNF, rejected_BNF, user_BZ).var_BN
+
     def landscape(self, user_BZ: Tensor) -> Landscape | None:
         """Return users and bases in one space, to draw a map of; None where a method has no such space."""
         return None

@@ -113,6 +113,9 @@ class GaussianDPL(DPL):
         var_BN = chosen_BNF[..., 1] + rejected_BNF[..., 1]
         return Reward(mean_BN, var_BN, math.sqrt(2.0 * math.pi) * mean_BN / var_BN.sqrt())
 
+    def doubt(self, chosen_BNF: Tensor, rejected_BNF: Tensor, user_BZ: Tensor) -> None:
+        """Return None: the spread is that of the population, which no comparison of one user settles."""
+
     def _shape(self, average_F: Tensor) -> Tensor:
         return self.config.variance * 2.0 * average_F[1]
 

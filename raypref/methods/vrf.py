@@ -205,12 +205,20 @@ class VRF(LinearRewardModel):
             spread_BNK = (item_BNF - mean_BN.unsqueeze(-1)).square()
             var_BN = var_BN + (spread_BNK @ weights_BK.unsqueeze(-1)).squeeze(-1)
         if self.config.variance in ("posterior", "both"):
-            z_SBL = mean_BL + var_BL.sqrt() * self.noise_SL.unsqueeze(1)
-            squared_SBK = (z_SBL.unsqueeze(-2) - self.basis_mean_KL).square().sum(-1)
-            sampled_SBK = torch.softmax(-squared_SBK / self.temperature, -1)
-            mean_SBN = (item_BNF @ sampled_SBK.unsqueeze(-1)).squeeze(-1)
-            var_BN = var_BN + mean_SBN.var(0, correction=0)
+            var_BN = var_BN + self._posterior_variance(item_BNF, user_BZ)
         return Reward(mean_BN, var_BN)
+
+    def _posterior_variance(self, item_BNF: Tensor, user_BZ: Tensor) -> Tensor:
+        """Return var_BN of the reward over S samples of the user's Gaussian."""
+        mean_BL, var_BL = user_BZ.chunk(2, -1)
+        z_SBL = mean_BL + var_BL.sqrt() * self.noise_SL.unsqueeze(1)
+        squared_SBK = (z_SBL.unsqueeze(-2) - self.basis_mean_KL).square().sum(-1)
+        sampled_SBK = torch.softmax(-squared_SBK / self.temperature, -1)
+        return (item_BNF @ sampled_SBK.unsqueeze(-1)).squeeze(-1).var(0, correction=0)
+
+    def doubt(self, chosen_BNF: Tensor, rejected_BNF: Tensor, user_BZ: Tensor) -> Tensor:
+        """Return the variance of reward differences over the user's Gaussian; more comparisons narrow it."""
+        return self._posterior_variance(chosen_BNF - rejected_BNF, user_BZ)
 
     def loss(self, episodes: Episodes, progress: float) -> Loss:
         """Return the variance-attenuated BT loss over random contexts, the KL and the separation loss."""

@@ -1,0 +1,164 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from raypref.client import calls
+from raypref.client.calls import Call
+from raypref.client.errors import NotFound, Unavailable
+from raypref.client.items import Candidates, Comparison, ItemLike, Pair, Text, VectorLike
+from raypref.client.scores import Scores
+from raypref.client.transport import Settings, Transport
+from raypref.wire.answers import (
+    Deleted,
+    ExportAnswer,
+    LearnAnswer,
+    ModelsAnswer,
+    RankAnswer,
+    SuggestAnswer,
+    UserAnswer,
+)
+
+Answered = TypeVar("Answered")
+
+
+class AsyncClient:
+    """A client of the service for one event loop; any number of its tasks may share it.
+
+    Every method raises InputError, before anything is sent, where the request is not sound, RequestRefused
+    where the service will not do it, and Unavailable where it did not answer in time.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        attempt_timeout_s: float = 10.0,
+        retries: int = 10,
+        max_connections: int = 100,
+        max_idle_connections: int = 20,
+    ) -> None:
+        """Prepare; nothing is sent yet. The settings are those of `Client`."""
+        settings = Settings(
+            base_url, api_key, timeout_s, attempt_timeout_s, retries, max_connections, max_idle_connections
+        )
+        self._transport = Transport(settings)
+
+    async def learn(self, user: str, comparisons: Sequence[Comparison]) -> LearnAnswer:
+        """Add comparisons to a user; when this returns, they are durable, each once."""
+        return await self._call(calls.learn(user, comparisons))
+
+    async def score(
+        self,
+        candidates: Candidates,
+        *,
+        user: str | None = None,
+        users: Sequence[str] | None = None,
+        comparisons: Sequence[Comparison] | None = None,
+        vector: VectorLike | None = None,
+        prompt: Text = "",
+        baseline: ItemLike | None = None,
+    ) -> Scores:
+        """Score candidates, as `Client.score` does."""
+        who = calls.Who(user, users, comparisons, vector)
+        return await self._call(calls.score(candidates, who, prompt, baseline))
+
+    async def rank(
+        self,
+        candidates: Candidates,
+        *,
+        user: str | None = None,
+        users: Sequence[str] | None = None,
+        comparisons: Sequence[Comparison] | None = None,
+        vector: VectorLike | None = None,
+        prompt: Text = "",
+        risk: float = 0.0,
+        top: int | None = None,
+    ) -> RankAnswer:
+        """Order candidates by mean − risk·std, best first, for each user; `top` limits how many come back."""
+        who = calls.Who(user, users, comparisons, vector)
+        return await self._call(calls.rank(candidates, who, prompt, risk, top))
+
+    async def suggest(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        user: str | None = None,
+        comparisons: Sequence[Comparison] | None = None,
+        vector: VectorLike | None = None,
+        top: int = 1,
+    ) -> SuggestAnswer:
+        """Choose the pairs to ask the user about next, by expected information gain, best first."""
+        who = calls.Who(user, None, comparisons, vector)
+        return await self._call(calls.suggest(pairs, who, top))
+
+    async def user(self, user: str) -> UserAnswer:
+        """Return what is known of a user."""
+        return await self._call(calls.user(user))
+
+    async def erase(self, user: str) -> Deleted:
+        """Erase a user: comparisons, vector, caches.
+
+        `deleted` is False where there was nothing left to erase, also when an attempt whose answer was lost
+        had erased it.
+        """
+        return await self._call(calls.erase(user))
+
+    async def forget(self, user: str, event_id: str) -> UserAnswer:
+        """Remove one comparison, exactly; return the user without it.
+
+        Raises:
+            NotFound: the user has no such comparison.
+        """
+        try:
+            return await self._call(calls.forget(user, event_id))
+        except NotFound as error:
+            if not error.maybe_applied:
+                raise
+        # The attempt whose answer was lost has removed it.
+        return await self._call(calls.user(user))
+
+    async def export(self, user: str) -> ExportAnswer:
+        """Return all that is kept of a user."""
+        return await self._call(calls.export(user))
+
+    async def decay(
+        self, user: str, factor: float, *, event_id: str | None = None, timestamp: float | None = None
+    ) -> UserAnswer:
+        """Multiply the weights of the user's comparisons so far by `factor`.
+
+        The attempts of one call are harmless to one another. To call again after a failure, choose `event_id`
+        and `timestamp` (seconds since 1970) yourself and give the same ones.
+        """
+        return await self._call(calls.decay(user, factor, event_id, timestamp))
+
+    async def models(self) -> ModelsAnswer:
+        """Return what is served."""
+        return await self._call(calls.models())
+
+    async def ready(self) -> bool:
+        """Return whether the service can answer now; asks once."""
+        try:
+            return await self._call(calls.ready(), retries=0)
+        except Unavailable:
+            return False
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, call: Call[Answered], retries: int | None = None) -> Answered:
+        return call.answer(await self._transport.exchange(call, retries))

@@ -1,0 +1,1 @@
+"""Serving: adapt users and score rewards over HTTP, behind autoscaling, losing nothing."""

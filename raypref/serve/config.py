@@ -1,0 +1,80 @@
+"""What the serving application is built from: the `args` of a Serve configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from raypref.config import EmbedConfig, Section
+from raypref.serve.guard import Limits
+
+Seconds = PositiveFloat
+
+
+class ServeSettings(Section):
+    """The application but for its bundle: which users, who may ask, how much."""
+
+    items: Path | None = Field(
+        default=None, description="Items table whose ids requests may name; of the bundle's embedder."
+    )
+    embed: EmbedConfig | None = Field(
+        default=None,
+        description="Embed text that comes in, with the bundle's embedder; without it text is refused.",
+    )
+    store: str = Field(
+        default="sqlite:///raypref-users.db",
+        description="Where users are: memory:, sqlite:///FILE, postgresql://…, redis://… or valkey://….",
+    )
+    store_timeout_s: Seconds = Field(default=2.0, description="Seconds after which the store is down.")
+    on_store_failure: Literal["prior", "refuse"] = Field(
+        default="prior",
+        description="Scoring while the store is down: as the population, marked `degraded`, or 503.",
+    )
+    keep: Literal["given", "ids"] = Field(
+        default="given",
+        description="What stays of a comparison: items as they came, or ids of registered items only.",
+    )
+    half_life_days: PositiveFloat | None = Field(
+        default=None, description="Age at which a comparison counts half; null: tastes do not change."
+    )
+    max_comparisons: PositiveInt = Field(default=1024, description="Most comparisons of one user.")
+    max_candidates: PositiveInt = Field(default=65_536, description="Most candidates of a request.")
+    max_scores: PositiveInt = Field(
+        default=1_000_000, description="Most scores of a request: users times candidates."
+    )
+    keys: Path | None = Field(
+        default=None, description="File of API keys, each with its tenant; `raypref keys` writes it."
+    )
+    open: bool = Field(
+        default=False, description="Serve everybody who can reach the port, as one tenant, without keys."
+    )
+    limits: Limits = Limits()
+    timeout_s: Seconds = Field(default=30.0, description="Seconds after which a request is given up.")
+    batch: PositiveInt = Field(default=64, description="Requests that a Scorer takes together at most.")
+    threads: NonNegativeInt = Field(default=1, description="Torch threads of a Scorer; 0 leaves it to torch.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeSettings:
+        if self.keys is None and not self.open:
+            raise ValueError(
+                "name a file of API keys (`keys`; `raypref keys create` writes one), or say `open: true` "
+                "where everybody who reaches the port may read, change and erase all users"
+            )
+        if self.keys is not None and self.open:
+            raise ValueError("keys and open: true contradict each other; give one")
+        if self.keep == "ids" and self.items is None:
+            raise ValueError("keep: ids needs the items table that the ids are of (`items`)")
+        return self
+
+
+class ServeConfig(ServeSettings):
+    """The application."""
+
+    bundle: Path = Field(description="Trained bundle; changed while serving, it is swapped without a stop.")
+
+    @property
+    def settings(self) -> ServeSettings:
+        """All but the bundle: what a running application cannot change without new replicas."""
+        return ServeSettings.model_validate(self.model_dump(exclude={"bundle"}))

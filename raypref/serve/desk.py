@@ -1,0 +1,151 @@
+"""What a Scorer does with a batch of requests, whoever runs it: no HTTP, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from raypref.serve.calls import Score, Scored, Suggest, Suggested, Who
+from raypref.serve.judge import Judge, Query
+from raypref.serve.stores.base import Key, StoreDown
+from raypref.serve.users import Standing, Users, embeddings
+from raypref.wire.errors import WireError
+
+OnStoreFailure = Literal["prior", "refuse"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One request, resolved: for whom, as of which version."""
+
+    call: Score
+    standing: list[Standing]
+    emb_ND: np.ndarray
+    baseline_1D: np.ndarray
+
+
+def store_refusal(error: StoreDown) -> WireError:
+    """Return the answer to a request that needs a store that is down."""
+    return WireError(503, f"the store of users is down: {error}", retry_after_s=1)
+
+
+def score(
+    judge: Judge, users: Users, calls: Sequence[Score], on_store_failure: OnStoreFailure
+) -> list[Scored | WireError]:
+    """Score a batch of requests: one read of the store, one item pass, one join for each shape."""
+    answers: list[Scored | WireError | None] = [None] * len(calls)
+    keys = [Key(call.tenant, user) for call in calls for user in call.who.users]
+    known: dict[Key, Standing | WireError] = {}
+    down: StoreDown | None = None
+    if keys:
+        try:
+            known = dict(zip(keys, users.standing(judge, keys), strict=True))
+        except StoreDown as error:
+            down = error
+    nobody = Standing(0, 0, judge.prior_Z)
+    rows: dict[int, _Row] = {}
+    for number, call in enumerate(calls):
+        try:
+            require_model(judge, call.model)
+            if call.who.users and down is not None and on_store_failure == "refuse":
+                raise store_refusal(down)
+            stored: list[Standing] = []
+            for user in call.who.users:
+                standing = known.get(Key(call.tenant, user), nobody)
+                if isinstance(standing, WireError):
+                    raise standing
+                stored.append(standing)
+            emb_ND = embeddings(judge, call.candidates)
+            baseline_1D = emb_ND[:1] if call.baseline is None else embeddings(judge, call.baseline)
+            rows[number] = _Row(call, stored or [transient(judge, users, call.who)], emb_ND, baseline_1D)
+        except WireError as error:
+            answers[number] = error
+    if rows:
+        for number, scored in zip(rows, _score(judge, list(rows.values()), down is not None), strict=True):
+            answers[number] = scored
+    return [answer for answer in answers if answer is not None]
+
+
+def _score(judge: Judge, rows: list[_Row], degraded: bool) -> list[Scored | WireError]:
+    item_NF = judge.features(np.concatenate([part for row in rows for part in (row.emb_ND, row.baseline_1D)]))
+    queries: list[Query] = []
+    first = 0
+    for row in rows:
+        last = first + len(row.emb_ND)
+        vectors_UZ = np.stack([standing.vector_Z for standing in row.standing])
+        queries.append(Query(item_NF[first:last], item_NF[last], vectors_UZ))
+        first = last + 1
+    answers: list[Scored | WireError] = []
+    for row, rewards in zip(rows, judge.rewards(queries), strict=True):
+        if not rewards.finite():
+            answers.append(
+                WireError(422, "a score is not finite: the embeddings are too large.", "candidates")
+            )
+            continue
+        answers.append(
+            Scored(
+                judge.id,
+                row.call.who.users,
+                np.array([standing.version for standing in row.standing]),
+                np.array([standing.shots for standing in row.standing]),
+                degraded and bool(row.call.who.users),
+                rewards.mean_UN,
+                rewards.std_UN,
+                rewards.probability_UN,
+            )
+        )
+    return answers
+
+
+def transient(judge: Judge, users: Users, who: Who) -> Standing:
+    """Return who is scored where no stored user is named: comparisons, a vector, or the population.
+
+    Raises:
+        WireError: the vector is not one of this bundle's.
+    """
+    if who.comparisons is not None:
+        return users.transient(judge, who.comparisons)
+    if who.vector_Z is None:
+        return Standing(0, 0, judge.prior_Z)
+    if who.vector_Z.shape != judge.prior_Z.shape:
+        raise WireError(
+            422,
+            f"a user's vector has {judge.prior_Z.size} numbers here, this has {who.vector_Z.size}; export it "
+            f"from {judge.id}.",
+            "vector",
+        )
+    return Standing(0, 1, who.vector_Z.astype(np.float32))
+
+
+def suggest(judge: Judge, users: Users, call: Suggest) -> Suggested:
+    """Return what asking about each pair is expected to tell about the user.
+
+    Raises:
+        WireError: the method keeps no posterior, or the request does not fit the bundle.
+        StoreDown: the user is stored, and the store does not answer.
+    """
+    require_model(judge, call.model)
+    if call.who.users:
+        standing = users.stored(judge, Key(call.tenant, call.who.users[0]))
+    else:
+        standing = transient(judge, users, call.who)
+    chosen_NF = judge.features(embeddings(judge, call.chosen))
+    rejected_NF = judge.features(embeddings(judge, call.rejected))
+    found = judge.gains(chosen_NF, rejected_NF, standing.vector_Z)
+    if found is None:
+        raise WireError(
+            422, f"{judge.id} keeps no posterior of users, so no answer is worth more than another.", "model"
+        )
+    gain_N, probability_N = found
+    if not (np.isfinite(gain_N).all() and np.isfinite(probability_N).all()):
+        raise WireError(422, "a gain is not finite: the embeddings are too large.", "pairs")
+    return Suggested(judge.id, standing.version, standing.shots, gain_N, probability_N)
+
+
+def require_model(judge: Judge, asked: str | None) -> None:
+    """Raise WireError unless a request asks for the model that is served, by its name or its full id."""
+    if asked is not None and asked not in (judge.id, judge.id.partition("@")[0]):
+        raise WireError(404, f"model {asked} is not served here; this is {judge.id}.", "model")

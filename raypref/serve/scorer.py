@@ -1,0 +1,214 @@
+"""The Scorer: a replica with a bundle and a store, that takes requests of many users together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from raypref.data.items import ItemTable
+from raypref.errors import ConfigError, RayprefError
+from raypref.serve import desk
+from raypref.serve.batching import Batcher
+from raypref.serve.calls import (
+    Description,
+    Exported,
+    Known,
+    Learn,
+    Learned,
+    Score,
+    Scored,
+    Suggest,
+    Suggested,
+)
+from raypref.serve.config import ServeSettings
+from raypref.serve.judge import Judge
+from raypref.serve.stores import open_store
+from raypref.serve.stores.base import Key, Store, StoreDown
+from raypref.serve.users import Users
+from raypref.wire.errors import WireError
+
+T = TypeVar("T")
+
+log = logging.getLogger("raypref.serve")
+
+
+class Scorer:
+    """Answers calls of the ingress; errors that a request causes come back as `WireError` values.
+
+    Scoring and learning each have a thread of their own, so that a durable commit holds up no score, and
+    neither holds up the replica's loop. While a thread works, requests gather: they are the next batch.
+    """
+
+    def __init__(self, config: ServeSettings) -> None:
+        """Open the store and the items table; `reconfigure` brings the bundle.
+
+        Raises:
+            ConfigError: the store is for one machine, and the cluster has more.
+        """
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        self._config = config
+        self._items = None if config.items is None else ItemTable.open(config.items)
+        self._store = open_store(config.store, timeout_s=config.store_timeout_s)
+        _require_one_node(self._store, config.store)
+        self._users = Users(self._store, config.max_comparisons, config.half_life_days)
+        self._judge: Judge | None = None
+        self._refused: str | None = None
+        self._threads = ThreadPoolExecutor(2, "other")
+        self._score = Batcher("score", self._score_batch, config.batch, _scores, config.max_scores)
+        self._learn = Batcher("learn", self._learn_batch, config.batch, _comparisons, config.max_comparisons)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Swap the bundle: requests under way keep the old one, later ones have the new one.
+
+        A bundle that cannot be loaded, or could not read the users' comparisons, is refused with the old one
+        serving on; only without any bundle does the replica fail.
+        """
+        directory = Path(user_config["bundle"])
+        try:
+            judge = await self._run(lambda: self._adopt(directory))
+        except RayprefError as error:
+            if self._judge is None:
+                raise
+            self._refused = str(error)
+            log.error("bundle refused, %s serves on: %s", self._judge.id, error)
+            return
+        self._judge, self._refused = judge, None
+        log.info("bundle %s serves", judge.id)
+
+    def _adopt(self, directory: Path) -> Judge:
+        """Return the bundle of a folder, if it can take over."""
+        judge = Judge.load(directory, self._items)
+        if self._judge is not None:
+            self._judge.require_successor(judge)
+        embedder = judge.info.embedder.model_dump_json()
+        kept = self._store.setting("embedder", embedder)
+        if kept != embedder:
+            raise ConfigError(
+                f"{judge.id}: the store's comparisons were embedded by {kept}, the bundle takes {embedder}; "
+                "use a store of its own for it."
+            )
+        return judge
+
+    async def score(self, call: Score) -> Scored | WireError:
+        """Score candidates for users."""
+        try:
+            return await self._score(call)
+        except WireError as error:
+            return error
+
+    async def score_all(self, calls: list[Score]) -> list[Scored] | WireError:
+        """Answer several calls from one bundle; the first refusal is that of all."""
+        answers = await self._answer(
+            lambda: desk.score(self._judging(), self._users, calls, self._config.on_store_failure)
+        )
+        if isinstance(answers, WireError):
+            return answers
+        found: list[Scored] = []
+        for answer in answers:
+            if isinstance(answer, WireError):
+                return answer
+            found.append(answer)
+        return found
+
+    def _score_batch(self, calls: list[Score]) -> list[Scored | WireError]:
+        return desk.score(self._judging(), self._users, calls, self._config.on_store_failure)
+
+    async def learn(self, call: Learn) -> Learned | WireError:
+        """Add comparisons to a user: durable when it returns."""
+        try:
+            return await self._learn(call)
+        except StoreDown as error:
+            return desk.store_refusal(error)
+        except WireError as error:
+            return error
+
+    def _learn_batch(self, calls: list[Learn]) -> list[Learned | WireError]:
+        return self._users.learn(self._judging(), calls)
+
+    async def suggest(self, call: Suggest) -> Suggested | WireError:
+        """Return what asking about pairs would tell."""
+        return await self._answer(lambda: desk.suggest(self._judging(), self._users, call))
+
+    async def user(self, tenant: str, user: str) -> Known | WireError:
+        """Return what is known of a user."""
+        return await self._answer(lambda: self._users.known(self._judging(), Key(tenant, user)))
+
+    async def export(self, tenant: str, user: str) -> Exported | WireError:
+        """Return all that is kept of a user."""
+        return await self._answer(lambda: self._users.export(self._judging(), Key(tenant, user)))
+
+    async def erase(self, tenant: str, user: str) -> bool | WireError:
+        """Erase a user."""
+        return await self._answer(lambda: self._users.erase(Key(tenant, user)))
+
+    async def forget(self, tenant: str, user: str, event_id: str) -> Known | WireError | None:
+        """Remove one comparison; None: there is none."""
+        return await self._answer(lambda: self._users.forget(self._judging(), Key(tenant, user), event_id))
+
+    async def decay(
+        self, tenant: str, user: str, factor: float, operation: str, at_s: float
+    ) -> Known | WireError | None:
+        """Make older comparisons count less; None: there are none."""
+        return await self._answer(
+            lambda: self._users.decay(self._judging(), Key(tenant, user), factor, operation, at_s)
+        )
+
+    async def describe(self) -> Description:
+        """Return which model is served, and how the store is."""
+        judge = self._judging()
+        trouble = await self._run(self._users.trouble)
+        return Description(
+            judge.id,
+            judge.info.method.type,
+            judge.width,
+            judge.info.embedder,
+            0 if judge.items is None else len(judge.items),
+            judge.uncertain,
+            judge.info.users,
+            judge.loaded_s,
+            trouble,
+            self._refused,
+        )
+
+    def _judging(self) -> Judge:
+        if self._judge is None:
+            raise WireError(503, "no bundle is loaded yet.", retry_after_s=1)
+        return self._judge
+
+    async def _answer(self, question: Callable[[], T]) -> T | WireError:
+        try:
+            return await self._run(question)
+        except StoreDown as error:
+            return desk.store_refusal(error)
+        except WireError as error:
+            return error
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _scores(call: Score) -> int:
+    return len(call.candidates) * max(1, len(call.who.users))
+
+
+def _comparisons(call: Learn) -> int:
+    return len(call.comparisons.event_ids)
+
+
+def _require_one_node(store: Store, url: str) -> None:
+    """Refuse a store of one machine where replicas on several would each see their own users."""
+    if store.nodes == "many" or not ray.is_initialized():
+        return
+    alive = sum(bool(node["Alive"]) for node in ray.nodes())
+    if alive > 1:
+        raise ConfigError(
+            f"store {url.partition(':')[0]}: is for one machine, this cluster has {alive}; "
+            "use postgresql://… or redis://…."
+        )

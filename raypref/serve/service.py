@@ -1,0 +1,282 @@
+"""The ingress without HTTP: a request becomes a call of the Scorers, their answer an answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raypref.serve import calls
+from raypref.serve.config import ServeSettings
+from raypref.serve.intake import Intake, TextEmbedder
+from raypref.serve.meter import Meter
+from raypref.serve.remote import Remote
+from raypref.wire.answers import (
+    Deleted,
+    ExportAnswer,
+    LearnAnswer,
+    ModelCard,
+    ModelsAnswer,
+    Near,
+    StoredComparison,
+    SuggestAnswer,
+    Suggestion,
+    UserAnswer,
+)
+from raypref.wire.arrays import Encoded, vector
+from raypref.wire.errors import WireError
+from raypref.wire.requests import (
+    Bulk,
+    Comparison,
+    DecayRequest,
+    LearnRequest,
+    Pair,
+    RankRequest,
+    ScoreRequest,
+    SuggestRequest,
+    Who,
+)
+
+Tensors = Mapping[str, np.ndarray]
+
+FUTURE_S = 300.0
+"""How far a client's clock may be ahead."""
+
+
+class Service:
+    """What every route does, whatever its form."""
+
+    def __init__(
+        self, config: ServeSettings, scorer: Remote, embedder: TextEmbedder | None, meter: Meter
+    ) -> None:
+        """Stand between the routes and the Scorers."""
+        self._config = config
+        self._scorer = scorer
+        self._embedder = embedder
+        self._meter = meter
+
+    async def learn(self, tenant: str, user: str, request: LearnRequest, tensors: Tensors) -> LearnAnswer:
+        """Add comparisons to a user; they are durable when this returns."""
+        self._only_ids(request.comparisons, tensors)
+        intake = Intake(tensors)
+        self._add_pairs(intake, request.comparisons)
+        comparisons = _comparisons(request.comparisons, await intake.resolve(self._embedder))
+        learned: calls.Learned = await self._call("learn", calls.Learn(tenant, user, comparisons))
+        self._meter.applied(learned.applied)
+        return LearnAnswer(
+            **_known(user, learned.known),
+            applied=learned.applied,
+            duplicates=learned.duplicates,
+            erased=learned.erased,
+            event_ids=list(comparisons.event_ids),
+        )
+
+    async def score(self, tenant: str, request: ScoreRequest | RankRequest, tensors: Tensors) -> calls.Scored:
+        """Score candidates, for one user or many."""
+        intake = Intake(tensors)
+        candidates = request.candidates
+        items = (
+            candidates if isinstance(candidates, Bulk) else [(request.prompt, item) for item in candidates]
+        )
+        intake.add("candidates", items)
+        baseline = request.baseline if isinstance(request, ScoreRequest) else None
+        has_baseline = baseline is not None or "baseline" in tensors
+        if has_baseline:
+            intake.add("baseline", [(request.prompt, baseline)] if baseline is not None else [])
+        has_own = self._add_own(intake, request)
+        groups = await intake.resolve(self._embedder)
+        own = groups[-2:] if has_own else []
+        count = len(groups[0]) * max(1, len(request.users or ()))
+        if len(groups[0]) > self._config.max_candidates or count > self._config.max_scores:
+            raise WireError(
+                422,
+                f"{count} scores of {len(groups[0])} candidates: one request may ask for "
+                f"{self._config.max_scores} scores of {self._config.max_candidates}; send it in parts.",
+                "candidates",
+            )
+        call = calls.Score(
+            tenant, _who(request, own, tensors), groups[0], groups[1] if has_baseline else None, request.model
+        )
+        scored: calls.Scored = await self._call("score", call)
+        cold = int((scored.shots_U == 0).sum()) if scored.users else 0
+        self._meter.scored(scored.mean_UN.size, cold)
+        return scored
+
+    async def suggest(self, tenant: str, request: SuggestRequest, tensors: Tensors) -> SuggestAnswer:
+        """Rank pairs by the information that the user's answer is expected to give."""
+        intake = Intake({name: part for name, part in tensors.items() if name in ("chosen", "rejected")})
+        self._add_pairs(intake, request.pairs)
+        has_own = self._add_own(intake, request)
+        groups = await intake.resolve(self._embedder)
+        call = calls.Suggest(
+            tenant, _who(request, groups[2:] if has_own else [], tensors), groups[0], groups[1], request.model
+        )
+        found: calls.Suggested = await self._call("suggest", call)
+        best = np.argsort(-found.gain_N, kind="stable")[: request.top]
+        return SuggestAnswer(
+            id=f"suggest-{uuid.uuid4().hex}",
+            model=found.model,
+            user=request.user,
+            version=found.version,
+            shots=found.shots,
+            cold=found.shots == 0,
+            data=[
+                Suggestion(
+                    index=int(index),
+                    gain=float(found.gain_N[index]),
+                    probability=float(found.probability_N[index]),
+                )
+                for index in best
+            ],
+        )
+
+    async def user(self, tenant: str, user: str) -> UserAnswer:
+        """Return what is known of a user; of a new one, what is known of everybody."""
+        return UserAnswer(**_known(user, await self._call("user", tenant, user)))
+
+    async def erase(self, tenant: str, user: str) -> Deleted:
+        """Erase a user."""
+        return Deleted(id=user, deleted=await self._call("erase", tenant, user))
+
+    async def forget(self, tenant: str, user: str, event_id: str) -> Deleted:
+        """Remove one comparison."""
+        known = await self._call("forget", tenant, user, event_id)
+        return Deleted(id=event_id, deleted=known is not None)
+
+    async def decay(self, tenant: str, user: str, request: DecayRequest) -> UserAnswer:
+        """Make a user's comparisons count less."""
+        operation = request.event_id or uuid.uuid4().hex
+        at_s = _no_later(request.timestamp, "timestamp")
+        known = await self._call("decay", tenant, user, request.factor, operation, at_s)
+        if known is None:
+            raise WireError(404, f"user {user} has no comparisons.", "user")
+        return UserAnswer(**_known(user, known))
+
+    async def export(self, tenant: str, user: str) -> ExportAnswer:
+        """Return all that is kept of a user."""
+        found: calls.Exported = await self._call("export", tenant, user)
+        known = found.known
+        return ExportAnswer(
+            user=user,
+            version=known.version,
+            model=known.model,
+            vector=Encoded.of(known.vector_Z) if known.shots and known.vector_Z.size else None,
+            comparisons=[
+                StoredComparison(
+                    event_id=kept.event_id,
+                    timestamp=kept.time_s,
+                    weight=kept.weight,
+                    chosen=kept.chosen,
+                    rejected=kept.rejected,
+                )
+                for kept in found.comparisons
+            ],
+        )
+
+    async def models(self) -> ModelsAnswer:
+        """Return the model that is served."""
+        found = await self.describe()
+        accepts = ["embedding", *(["item"] if found.items else []), *(["text"] if self._embedder else [])]
+        card = ModelCard(
+            id=found.model,
+            created=int(found.loaded_s),
+            method=found.method,
+            dim=found.width,
+            embedder=found.embedder.model_dump(),
+            accepts=accepts,
+            uncertain=found.uncertain,
+            seen_users=found.seen_users,
+        )
+        return ModelsAnswer(data=[card])
+
+    async def describe(self) -> calls.Description:
+        """Return which model is served, and how the store is."""
+        return await self._call("describe")
+
+    async def _call(self, method: str, *args: object) -> Any:
+        try:
+            return await self._scorer.call(method, *args)
+        except WireError as error:
+            if error.status == 503:
+                self._meter.store_failed()
+            raise
+
+    def _only_ids(self, pairs: Sequence[Pair], tensors: Tensors) -> None:
+        if self._config.keep == "ids" and (
+            tensors or any(item.item is None for pair in pairs for item in (pair.chosen, pair.rejected))
+        ):
+            raise WireError(
+                422, "this service keeps ids only (`keep: ids`): compare registered items.", "comparisons"
+            )
+
+    def _add_pairs(self, intake: Intake, pairs: Sequence[Pair]) -> None:
+        intake.add("chosen", [(pair.prompt, pair.chosen) for pair in pairs])
+        intake.add("rejected", [(pair.prompt, pair.rejected) for pair in pairs])
+
+    def _add_own(self, intake: Intake, request: Who) -> bool:
+        if request.comparisons is None:
+            return False
+        self._add_pairs(intake, request.comparisons)
+        return True
+
+
+def _who(request: Who, own: Sequence[calls.Items], tensors: Tensors) -> calls.Who:
+    if request.comparisons is not None:
+        return calls.Who(comparisons=_comparisons(request.comparisons, own))
+    if "vector" in tensors:
+        return calls.Who(vector_Z=tensors["vector"])
+    if request.vector is not None:
+        try:
+            return calls.Who(vector_Z=vector(request.vector))
+        except ValueError as error:
+            raise WireError(422, f"vector: {error}", "vector") from error
+    if request.user is not None:
+        return calls.Who((request.user,))
+    return calls.Who(tuple(request.users or ()))
+
+
+def _comparisons(given: Sequence[Comparison], sides: Sequence[calls.Items]) -> calls.Comparisons:
+    chosen, rejected = sides
+    event_ids = tuple(comparison.event_id or uuid.uuid4().hex for comparison in given)
+    if len(set(event_ids)) < len(event_ids):
+        raise WireError(
+            422, "comparisons: two have the same event_id; an id names one comparison.", "event_id"
+        )
+    return calls.Comparisons(
+        chosen,
+        rejected,
+        event_ids,
+        tuple(_no_later(comparison.timestamp, "timestamp") for comparison in given),
+        tuple(comparison.weight for comparison in given),
+    )
+
+
+def _no_later(timestamp: float | None, param: str) -> float:
+    """Return a time that a client gave, or now; a time to come would outlive every erasure."""
+    now_s = time.time()
+    if timestamp is None:
+        return now_s
+    if timestamp > now_s + FUTURE_S:
+        raise WireError(422, f"{param}: {timestamp} is in the future; give seconds since 1970.", param)
+    return timestamp
+
+
+def _known(user: str, known: calls.Known) -> dict[str, Any]:
+    return {
+        "user": user,
+        "version": known.version,
+        "shots": known.shots,
+        "cold": known.shots == 0,
+        "model": known.model,
+        "weights": known.weights,
+        "std": known.std,
+        "nearest": list(_near(known.nearest, known.distances)),
+    }
+
+
+def _near(nearest: Iterable[tuple[int, float]], distances: bool) -> Iterable[Near]:
+    for basis, measure in nearest:
+        yield Near(basis=basis, distance=measure) if distances else Near(basis=basis, weight=measure)

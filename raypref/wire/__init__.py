@@ -1,0 +1,1 @@
+"""What travels between clients and the service: requests, answers, errors. No torch, no Ray."""

@@ -1,0 +1,85 @@
+"""Arrays of floats in JSON: as numbers, or as base64 of little-endian float16 or float32."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+DTypeName = Literal["float16", "float32"]
+
+Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class Encoded(BaseModel):
+    """An array as base64: a quarter of the bytes of numbers in JSON, and no rounding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base64: str = Field(description="Little-endian values, row by row.")
+    dtype: DTypeName = Field(default="float32", description="Of the values.")
+    shape: tuple[Size, ...] = Field(
+        default=(), max_length=2, description="[D] or [N, D]; may be left out of a vector."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Encoded:
+        # Checked here, so that a bad array is refused with its place in the request.
+        array = self._decode()
+        if not np.isfinite(array).all():
+            raise ValueError("holds values that are not finite")
+        return self
+
+    def _decode(self) -> np.ndarray:
+        try:
+            data = base64.b64decode(self.base64, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError("not valid base64") from error
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        if len(data) % dtype.itemsize:
+            raise ValueError(f"{len(data)} bytes are no whole number of {self.dtype} values")
+        array = np.frombuffer(data, dtype)
+        if self.shape and math.prod(self.shape) != array.size:
+            raise ValueError(f"{array.size} values do not fill the shape {list(self.shape)}")
+        return array.reshape(self.shape or -1)
+
+    def array(self) -> np.ndarray:
+        """Return the array, read-only, in its own dtype."""
+        return self._decode()
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Encoded:
+        """Encode an array; float16 stays, every other type becomes float32."""
+        dtype: DTypeName = "float16" if array.dtype == np.float16 else "float32"
+        data = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()
+        return cls.model_construct(
+            base64=base64.b64encode(data).decode(), dtype=dtype, shape=tuple(array.shape)
+        )
+
+
+Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=65_536, fail_fast=True)] | Encoded
+"""One array (D): numbers or `Encoded`."""
+
+
+def vector(value: list[float] | Encoded) -> np.ndarray:
+    """Return a vector (D) as float16 where it came so, otherwise as float32.
+
+    Raises:
+        ValueError: it has another number of axes, no values, or a value that float32 cannot hold.
+    """
+    array = value.array() if isinstance(value, Encoded) else _float32(value)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"must be one vector, this has the shape {list(array.shape)}")
+    return array
+
+
+def _float32(values: list[float]) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        array = np.asarray(values, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("holds a value that float32 cannot hold")
+    return array

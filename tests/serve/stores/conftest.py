@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.serve.stores.servers import Postgres, Redis, Server
+
+
+@contextmanager
+def running(make: Callable[[Path], Server]) -> Iterator[Server]:
+    # Not under pytest's folders: those are closed to the account that PostgreSQL runs as.
+    with tempfile.TemporaryDirectory(prefix="raypref-server-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)
+        server = make(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            if server.process is not None:
+                server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running(Postgres) as server:
+        assert isinstance(server, Postgres)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    with running(Redis) as server:
+        assert isinstance(server, Redis)
+        yield server
