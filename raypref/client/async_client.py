@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from raypref.client import calls
 from raypref.client.calls import Call
-from raypref.client.errors import NotFound, Unavailable
+from raypref.client.errors import Unavailable
 from raypref.client.items import Candidates, Comparison, ItemLike, Pair, Text, VectorLike
 from raypref.client.scores import Scores
 from raypref.client.transport import Settings, Transport
@@ -109,19 +109,9 @@ class AsyncClient:
         """
         return await self._call(calls.erase(user))
 
-    async def forget(self, user: str, event_id: str) -> UserAnswer:
-        """Remove one comparison, exactly; return the user without it.
-
-        Raises:
-            NotFound: the user has no such comparison.
-        """
-        try:
-            return await self._call(calls.forget(user, event_id))
-        except NotFound as error:
-            if not error.maybe_applied:
-                raise
-        # The attempt whose answer was lost has removed it.
-        return await self._call(calls.user(user))
+    async def forget(self, user: str, event_id: str) -> Deleted:
+        """Remove one comparison, exactly: the user is as if it had never been; `deleted` as for `erase`."""
+        return await self._call(calls.forget(user, event_id))
 
     async def export(self, user: str) -> ExportAnswer:
         """Return all that is kept of a user."""

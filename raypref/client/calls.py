@@ -140,10 +140,10 @@ def erase(user: str) -> Call[Deleted]:
     return Call("DELETE", _user(user), _reader(Deleted), writes=True)
 
 
-def forget(user: str, event_id: str) -> Call[UserAnswer]:
+def forget(user: str, event_id: str) -> Call[Deleted]:
     """Remove one comparison."""
     event_id = made(_Named, "event_id", id=event_id).id
-    return Call("DELETE", f"{_user(user)}/comparisons/{event_id}", _reader(UserAnswer), writes=True)
+    return Call("DELETE", f"{_user(user)}/comparisons/{event_id}", _reader(Deleted), writes=True)
 
 
 def models() -> Call[ModelsAnswer]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from raypref.client import calls
 from raypref.client.background import Background
 from raypref.client.calls import Call
-from raypref.client.errors import NotFound, Unavailable
+from raypref.client.errors import Unavailable
 from raypref.client.items import Candidates, Comparison, ItemLike, Pair, Text, VectorLike
 from raypref.client.scores import Scores
 from raypref.client.transport import Settings, Transport
@@ -133,19 +133,9 @@ class Client:
         """
         return self._call(calls.erase(user))
 
-    def forget(self, user: str, event_id: str) -> UserAnswer:
-        """Remove one comparison, exactly; return the user without it.
-
-        Raises:
-            NotFound: the user has no such comparison.
-        """
-        try:
-            return self._call(calls.forget(user, event_id))
-        except NotFound as error:
-            if not error.maybe_applied:
-                raise
-        # The attempt whose answer was lost has removed it.
-        return self._call(calls.user(user))
+    def forget(self, user: str, event_id: str) -> Deleted:
+        """Remove one comparison, exactly: the user is as if it had never been; `deleted` as for `erase`."""
+        return self._call(calls.forget(user, event_id))
 
     def export(self, user: str) -> ExportAnswer:
         """Return all that is kept of a user."""

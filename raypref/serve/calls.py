@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,11 @@ class Score:
     model: str | None = None
 
 
+def scores_of(calls: Iterable[Score]) -> int:
+    """Return how many scores calls ask for."""
+    return sum(len(call.candidates) * max(1, len(call.who.users)) for call in calls)
+
+
 @dataclass(frozen=True)
 class Scored:
     """Rows are users, or one row for a user who is not stored; all from one bundle."""
@@ -108,6 +114,15 @@ class Learn:
     tenant: str
     user: str
     comparisons: Comparisons
+
+
+LEARNED_TOGETHER = 4096
+"""Comparisons that are learned in one commit, more or less."""
+
+
+def comparisons_of(calls: Iterable[Learn]) -> int:
+    """Return how many comparisons calls bring."""
+    return sum(len(call.comparisons.event_ids) for call in calls)
 
 
 @dataclass(frozen=True)

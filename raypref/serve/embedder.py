@@ -24,7 +24,7 @@ from raypref.data.sources import CHAT_TEMPLATE, render
 from raypref.embed.engine import Engine, RefusedError
 from raypref.embed.load import load_engine
 from raypref.errors import EngineError, InputError
-from raypref.serve.batching import Batcher
+from raypref.serve.batching import Batcher, in_thread
 from raypref.wire.errors import WireError
 from raypref.wire.requests import Text
 
@@ -137,9 +137,8 @@ class Embedder:
             retries = min(self._config.retries, RETRIES)
             self._config = self._config.model_copy(update={"retries": retries})
         self._engine, self._model = await asyncio.to_thread(load_engine, self._config)
-        self._embed: Batcher[list[str], Answer] = Batcher(
-            "embed", self._embed_batch, BATCH_TEXTS, len, BATCH_TEXTS
-        )
+        work = in_thread("embed", self._embed_batch)
+        self._embed: Batcher[list[str], Answer] = Batcher(work, BATCH_TEXTS, len, BATCH_TEXTS)
         self._dead: EngineError | None = None
 
     async def embed(self, texts: list[str]) -> Answer:

@@ -39,7 +39,11 @@ class TextRewards:
             Score(tenant, Who(() if user is None else (user,)), Items.of(emb_ND[own], embedder))
             for user, own in places.items()
         ]
-        scored: list[Scored] = await self._scorer.call("score_all", calls)
+        answers: list[Scored | WireError] = await self._scorer.call("score", calls)
+        scored = [answer for answer in answers if not isinstance(answer, WireError)]
+        for answer in answers:
+            if isinstance(answer, WireError):
+                raise answer
         mean_N = np.empty(len(items), np.float32)
         for own, found in zip(places.values(), scored, strict=True):
             mean_N[own] = found.mean_UN[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,9 @@ import torch
 from raypref.data.items import ItemTable
 from raypref.errors import ConfigError, RayprefError
 from raypref.serve import desk
-from raypref.serve.batching import Batcher
+from raypref.serve.batching import Batcher, in_thread
 from raypref.serve.calls import (
+    LEARNED_TOGETHER,
     Description,
     Exported,
     Known,
@@ -26,6 +27,8 @@ from raypref.serve.calls import (
     Scored,
     Suggest,
     Suggested,
+    comparisons_of,
+    scores_of,
 )
 from raypref.serve.config import ServeSettings
 from raypref.serve.judge import Judge
@@ -60,9 +63,10 @@ class Scorer:
         self._users = Users(self._store, config.max_comparisons, config.half_life_days)
         self._judge: Judge | None = None
         self._refused: str | None = None
+        score, learn = in_thread("score", self._score_together), in_thread("learn", self._learn_together)
+        self._score = Batcher(score, config.batch, scores_of, config.max_scores)
+        self._learn = Batcher(learn, config.batch, comparisons_of, LEARNED_TOGETHER)
         self._threads = ThreadPoolExecutor(2, "other")
-        self._score = Batcher("score", self._score_batch, config.batch, _scores, config.max_scores)
-        self._learn = Batcher("learn", self._learn_batch, config.batch, _comparisons, config.max_comparisons)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Swap the bundle: requests under way keep the old one, later ones have the new one.
@@ -96,41 +100,31 @@ class Scorer:
             )
         return judge
 
-    async def score(self, call: Score) -> Scored | WireError:
-        """Score candidates for users."""
+    async def score(self, calls: list[Score]) -> list[Scored | WireError] | WireError:
+        """Score candidates for users; all calls of one list see the same bundle."""
         try:
-            return await self._score(call)
+            return await self._score(calls)
         except WireError as error:
             return error
 
-    async def score_all(self, calls: list[Score]) -> list[Scored] | WireError:
-        """Answer several calls from one bundle; the first refusal is that of all."""
-        answers = await self._answer(
-            lambda: desk.score(self._judging(), self._users, calls, self._config.on_store_failure)
-        )
-        if isinstance(answers, WireError):
-            return answers
-        found: list[Scored] = []
-        for answer in answers:
-            if isinstance(answer, WireError):
-                return answer
-            found.append(answer)
-        return found
+    def _score_together(self, sheaves: list[list[Score]]) -> list[list[Scored | WireError]]:
+        judge, failing = self._judging(), self._config.on_store_failure
+        calls = [call for sheaf in sheaves for call in sheaf]
+        return _part(desk.score(judge, self._users, calls, failing), sheaves)
 
-    def _score_batch(self, calls: list[Score]) -> list[Scored | WireError]:
-        return desk.score(self._judging(), self._users, calls, self._config.on_store_failure)
-
-    async def learn(self, call: Learn) -> Learned | WireError:
-        """Add comparisons to a user: durable when it returns."""
+    async def learn(self, calls: list[Learn]) -> list[Learned | WireError] | WireError:
+        """Add comparisons to users: durable when it returns."""
         try:
-            return await self._learn(call)
+            return await self._learn(calls)
         except StoreDown as error:
             return desk.store_refusal(error)
         except WireError as error:
             return error
 
-    def _learn_batch(self, calls: list[Learn]) -> list[Learned | WireError]:
-        return self._users.learn(self._judging(), calls)
+    def _learn_together(self, sheaves: list[list[Learn]]) -> list[list[Learned | WireError]]:
+        judge = self._judging()
+        calls = [call for sheaf in sheaves for call in sheaf]
+        return _part(self._users.learn(judge, calls), sheaves)
 
     async def suggest(self, call: Suggest) -> Suggested | WireError:
         """Return what asking about pairs would tell."""
@@ -194,12 +188,10 @@ class Scorer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _scores(call: Score) -> int:
-    return len(call.candidates) * max(1, len(call.who.users))
-
-
-def _comparisons(call: Learn) -> int:
-    return len(call.comparisons.event_ids)
+def _part(answers: list[T], like: Sequence[Sequence[object]]) -> list[list[T]]:
+    """Return answers in lists of the lengths that the calls came in."""
+    rest = iter(answers)
+    return [[next(rest) for _ in sheaf] for sheaf in like]
 
 
 def _require_one_node(store: Store, url: str) -> None:

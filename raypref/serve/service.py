@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from raypref.serve import calls
+from raypref.serve.batching import Batcher
+from raypref.serve.calls import LEARNED_TOGETHER, comparisons_of, scores_of
 from raypref.serve.config import ServeSettings
 from raypref.serve.intake import Intake, TextEmbedder
 from raypref.serve.meter import Meter
@@ -42,6 +44,11 @@ from raypref.wire.requests import (
 
 Tensors = Mapping[str, np.ndarray]
 
+A = TypeVar("A")
+
+LANES = 8
+"""Messages under way from one ingress to the Scorers, of each kind."""
+
 FUTURE_S = 300.0
 """How far a client's clock may be ahead."""
 
@@ -55,6 +62,9 @@ class Service:
         """Stand between the routes and the Scorers."""
         self._config = config
         self._scorer = scorer
+        # One message for many requests: a message costs more than the work of a small request.
+        self._scores = Batcher(self._send_scores, config.batch, _one_score, config.max_scores, LANES)
+        self._learns = Batcher(self._send_learns, config.batch, _one_learn, LEARNED_TOGETHER, LANES)
         self._embedder = embedder
         self._meter = meter
 
@@ -64,7 +74,7 @@ class Service:
         intake = Intake(tensors)
         self._add_pairs(intake, request.comparisons)
         comparisons = _comparisons(request.comparisons, await intake.resolve(self._embedder))
-        learned: calls.Learned = await self._call("learn", calls.Learn(tenant, user, comparisons))
+        learned = _answered(await self._learns(calls.Learn(tenant, user, comparisons)))
         self._meter.applied(learned.applied)
         return LearnAnswer(
             **_known(user, learned.known),
@@ -100,7 +110,7 @@ class Service:
         call = calls.Score(
             tenant, _who(request, own, tensors), groups[0], groups[1] if has_baseline else None, request.model
         )
-        scored: calls.Scored = await self._call("score", call)
+        scored = _answered(await self._scores(call))
         cold = int((scored.shots_U == 0).sum()) if scored.users else 0
         self._meter.scored(scored.mean_UN.size, cold)
         return scored
@@ -196,6 +206,12 @@ class Service:
         """Return which model is served, and how the store is."""
         return await self._call("describe")
 
+    async def _send_scores(self, batch: list[calls.Score]) -> list[calls.Scored | WireError]:
+        return await self._call("score", batch)
+
+    async def _send_learns(self, batch: list[calls.Learn]) -> list[calls.Learned | WireError]:
+        return await self._call("learn", batch)
+
     async def _call(self, method: str, *args: object) -> Any:
         try:
             return await self._scorer.call(method, *args)
@@ -221,6 +237,20 @@ class Service:
             return False
         self._add_pairs(intake, request.comparisons)
         return True
+
+
+def _one_score(call: calls.Score) -> int:
+    return scores_of([call])
+
+
+def _one_learn(call: calls.Learn) -> int:
+    return comparisons_of([call])
+
+
+def _answered(answer: A | WireError) -> A:
+    if isinstance(answer, WireError):
+        raise answer
+    return answer
 
 
 def _who(request: Who, own: Sequence[calls.Items], tensors: Tensors) -> calls.Who:

@@ -22,7 +22,7 @@ def refusal_of(error: ValidationError) -> WireError:
         return WireError(422, f"{error.error_count():,} places of the request are wrong.")
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     if errors[0]["type"] == "json_invalid":
-        return WireError(400, f"The body is not valid JSON: {_encodable(errors[0]['msg'])[:200]}.")
+        return WireError(400, f"{_encodable(errors[0]['msg'])[:200]}.")
     return invalid(errors)
 
 

@@ -1,7 +1,7 @@
 """Requests of the native API.
 
-An embedding is the map of a prompt with one response that the bundle's embedder makes; where the service runs an
-embedder, text may come instead; where it holds an items table, the id of a registered item.
+An embedding is the map of a prompt with one response that the bundle's embedder makes; where the service runs
+an embedder, text may come instead; where it holds an items table, the id of a registered item.
 """
 
 from __future__ import annotations

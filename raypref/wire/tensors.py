@@ -113,7 +113,10 @@ def unpack_answer(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
         ValueError: it is no such answer.
     """
-    metadata, tensors = _parse(body, _ANSWERS)
+    try:
+        metadata, tensors = _parse(body, _ANSWERS)
+    except WireError as error:
+        raise ValueError(error.message) from error
     answer = from_json(metadata.get("answer", "null"), allow_inf_nan=False)
     if not isinstance(answer, dict):
         raise ValueError("its metadata has no `answer`")

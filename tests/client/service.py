@@ -123,7 +123,7 @@ def application(state: State) -> FastAPI:
             ones_U = np.ones(len(users), np.int64)
             flags_U = np.full(len(users), state.cold, np.uint8)
             body = pack_answer(
-                {"id": "s", "model": MODEL, "users": users},
+                {"id": "s", "model": MODEL, "users": [user for user in users if user is not None]},
                 {"mean": mean_UN, "probability": mean_UN * 0 + 0.5, "version": ones_U, "shots": ones_U}
                 | {"cold": flags_U, "degraded": flags_U * 0}
                 | ({"std": mean_UN * 0 + 0.1} if state.std else {}),
@@ -189,10 +189,9 @@ def application(state: State) -> FastAPI:
         return {"id": user, "deleted": state.comparisons.pop(user, None) is not None}
 
     @app.delete("/v1/users/{user}/comparisons/{event_id}")
-    async def forget(user: str, event_id: str) -> Any:
-        if state.comparisons.get(user, {}).pop(event_id, None) is None:
-            return Response(WireError(404, "There is no such comparison.", "event_id").body(), 404)
-        return user_answer(user)
+    async def forget(user: str, event_id: str) -> dict[str, Any]:
+        gone = state.comparisons.get(user, {}).pop(event_id, None)
+        return {"id": event_id, "deleted": gone is not None}
 
     @app.get("/v1/users/{user}/export")
     async def export(user: str) -> dict[str, Any]:
@@ -300,7 +299,8 @@ class Unruly:
 @contextmanager
 def serving() -> Iterator[State]:
     """Run the service in a thread; the state is what it knows and does."""
-    with socket.socket() as listener:
+    # Named, because asyncio sends small parts at once only over sockets that say they are TCP.
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         state = State(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
         config = uvicorn.Config(

@@ -115,7 +115,7 @@ def test_trl_calls_them_as_it_calls_its_own(service: State, async_too: bool) -> 
     stand_in = SimpleNamespace(
         accelerator=accelerate.Accelerator(cpu=True),
         reward_processing_classes=[None],
-        state=None,
+        state=SimpleNamespace(global_step=0),
         environments=None,
         _pending_extra_logs=defaultdict(list),
         _pending_metrics=defaultdict(list),
@@ -140,6 +140,7 @@ def test_trl_calls_them_as_it_calls_its_own(service: State, async_too: bool) -> 
     assert stand_in._pending_metrics["raypref/failed"] == [0.0] * len(functions)
     if async_too:
         utils.shutdown_event_loop_in_daemon(thread, loop)
+        loop.close()
 
 
 def test_verl_gets_a_score_and_figures(service: State) -> None:
@@ -174,7 +175,7 @@ def test_verl_calls_them_as_it_calls_its_own(
     config = SimpleNamespace(reward={"custom_reward_function": custom})
     function = loading.get_custom_reward_fn(config)
     row = SimpleNamespace(
-        batch={"responses": torch.tensor([7, 8]), "attention_mask": torch.ones(4)},
+        batch={"responses": torch.tensor([7, 8]), "attention_mask": torch.ones(4, dtype=torch.int64)},
         non_tensor_batch={
             "data_source": "d",
             "reward_model": {"ground_truth": ""},

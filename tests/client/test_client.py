@@ -124,7 +124,8 @@ def test_rank_suggest_decay_forget_erase_models(client: Client, service: State) 
     client.decay("ann", 0.5, event_id="spring", timestamp=5.0)
     assert json.loads(service.seen[-1].body) == {"factor": 0.5, "event_id": "spring", "timestamp": 5.0}
     assert client.export("ann").comparisons[0].event_id == comparison.event_id
-    assert client.forget("ann", comparison.event_id).shots == 0
+    assert client.forget("ann", comparison.event_id).deleted
+    assert not client.forget("ann", comparison.event_id).deleted
     assert client.erase("ann").deleted
     assert client.models().data[0].id == MODEL
 

@@ -158,13 +158,15 @@ def test_a_service_that_is_not_ready_says_so_at_once(client: Client, service: St
     assert len(service.seen) == 2
 
 
-def test_forgetting_survives_a_lost_answer(client: Client, service: State) -> None:
-    comparison = Comparison("a", "b")
-    client.learn("ann", [comparison])
+def test_deleting_survives_a_lost_answer(client: Client, service: State) -> None:
+    comparisons = [Comparison("a", "b"), Comparison("c", "d")]
+    client.learn("ann", comparisons)
     service.faults = ["after:reset"]
-    assert client.forget("ann", comparison.event_id).shots == 0
-    with pytest.raises(NotFound):
-        client.forget("ann", comparison.event_id)
+    client.forget("ann", comparisons[0].event_id)
+    assert list(service.comparisons["ann"]) == [comparisons[1].event_id]
+    service.faults = ["after:504"]
+    client.erase("ann")
+    assert "ann" not in service.comparisons
 
 
 def test_errors_travel_between_processes_whole() -> None:

@@ -214,6 +214,7 @@ def test_openrlhf_gets_rewards_of_responses_without_their_prompts(guard: Guard, 
     assert found.rewards == [reward(i.user, i.prompt, i.response) for i in rewards.asked]
     assert found.scores == pytest.approx([activated(value) for value in found.rewards], abs=1e-12)
     assert found.extra_logs == {}
+    assert rewards.tenants == {"default"}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_a_label_that_names_nobody_is_refused_and_named(label: Any, guard: Guard
         {"query": "x"},
         {"query": [1]},
         {"query": ["x"], "prompts": ["a", "b"]},
-        {"query": ["x"], "labels": [] + ["a", "b"]},
+        {"query": ["x"], "labels": ["a", "b"]},
         {"query": ["x"] * 65_537},
     ],
 )
@@ -512,14 +513,14 @@ def test_a_full_or_broken_service_is_a_503_and_other_refusals_stay(
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"user": "\\ud800"}', b"NaN"])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"user": "\\ud800"}'])
 def test_what_is_no_json_is_400(path: str, body: bytes, guard: Guard) -> None:
     refused(guard, path, body, 400)
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("body", [[], 3, "x", None])
-def test_what_is_no_object_is_refused(path: str, body: Any, guard: Guard) -> None:
+@pytest.mark.parametrize("body", [b"[]", b"3", b'"x"', b"null", b"NaN"])
+def test_what_is_no_object_is_refused(path: str, body: bytes, guard: Guard) -> None:
     refused(guard, path, body)
 
 

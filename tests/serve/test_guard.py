@@ -500,6 +500,14 @@ def test_logs_say_what_happened_and_nothing_of_users(
     assert "in fault" in fault["trace"][-1]
 
 
+def test_figures_name_no_user_and_no_tenant() -> None:
+    figures = list(vars(Meter()).values())
+    labels = {label for figure in figures for label in figure.info["tag_keys"]}
+    assert len(figures) == 7
+    assert labels == {"route", "method", "status"}
+    assert all(figure.info["name"].startswith("raypref_") for figure in figures)
+
+
 def test_a_fault_is_answered_without_its_details(guard: Guard) -> None:
     response = call(guard, "POST", "/v1/fault", content=b"SECRET")
     assert "x-request-id" in error_of(response, 500)

@@ -17,7 +17,7 @@ from raypref.serve.stores.base import (
     event_digest,
     owner_digest,
 )
-from raypref.serve.stores.postgres_connections import Connection, Connections
+from raypref.serve.stores.postgres_connections import Connections
 from raypref.serve.stores.rules import decayed, draw_salt, here, here_erased, judge
 
 PAGE = 1000
@@ -258,43 +258,11 @@ class PostgresStore:
         self._owner(Key("", ""))
         with self._connections.writing(patient=True) as db:
             for record in records:
-                if not self._restore(db, record):
+                if not rows.restore_user(db, self._owner(record.key), record):
                     raise here(record.key)
             for stone in tombstones:
-                # A row that this transaction wrote is one of the records above.
-                if not db.execute(
-                    "INSERT INTO raypref.users (owner, version, erased_version, erased_s) "
-                    "VALUES (%(owner)s, %(version)s, %(version)s, %(erased_s)s) "
-                    "ON CONFLICT (owner) DO UPDATE "
-                    "SET erased_version = %(version)s, erased_s = %(erased_s)s, "
-                    "version = greatest(users.version, %(version)s) WHERE users.erased_version = 0 AND "
-                    "(users.version = 0 OR users.xmin = pg_current_xact_id()::xid) AND NOT EXISTS "
-                    "(SELECT 1 FROM raypref.gone WHERE gone.owner = users.owner)",
-                    {"owner": stone.owner, "version": stone.version, "erased_s": stone.erased_s},
-                ).rowcount:
+                if not rows.restore_tombstone(db, stone):
                     raise here_erased(stone.owner)
-                db.cursor().executemany(
-                    "INSERT INTO raypref.gone VALUES (%s, %s)",
-                    [(stone.owner, event) for event in stone.events],
-                )
-
-    def _restore(self, db: Connection, record: Record) -> bool:
-        """Return False where the user is here already."""
-        owner = self._owner(record.key)
-        if not record.version:
-            return not rows.lock(db, [owner])[owner].version
-        if not db.execute(
-            "INSERT INTO raypref.users (owner, tenant, name, version, shots) VALUES (%s, %s, %s, %s, %s) "
-            "ON CONFLICT (owner) DO UPDATE SET tenant = excluded.tenant, name = excluded.name, "
-            "version = excluded.version, shots = excluded.shots WHERE users.version = 0",
-            (owner, *record.key, record.version, len(record.events)),
-        ).rowcount:
-            return False
-        rows.insert_events(db, [(owner, event) for event in record.events])
-        db.cursor().executemany(
-            "INSERT INTO raypref.operations VALUES (%s, %s)", [(owner, name) for name in record.operations]
-        )
-        return True
 
     def setting(self, name: str, default: str) -> str:
         """Return a named string, setting it where it has no value."""

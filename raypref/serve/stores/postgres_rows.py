@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg.rows import tuple_row
 
-from raypref.serve.stores.base import Event, State
+from raypref.serve.stores.base import Event, Record, State, Tombstone
 from raypref.serve.stores.postgres_connections import Connection
 from raypref.serve.stores.rules import Standing
 
@@ -95,3 +95,40 @@ def change(db: Connection, owner: str, shots: int) -> State:
         "WHERE owner = %s RETURNING version, shots"
     )
     return State(*fetch(db, query, shots, owner)[0])
+
+
+def restore_user(db: Connection, owner: str, record: Record) -> bool:
+    """Add a user; False where there is one already."""
+    if not record.version:
+        return not lock(db, [owner])[owner].version
+    if not db.execute(
+        "INSERT INTO raypref.users (owner, tenant, name, version, shots) VALUES (%s, %s, %s, %s, %s) "
+        "ON CONFLICT (owner) DO UPDATE SET tenant = excluded.tenant, name = excluded.name, "
+        "version = excluded.version, shots = excluded.shots WHERE users.version = 0",
+        (owner, *record.key, record.version, len(record.events)),
+    ).rowcount:
+        return False
+    insert_events(db, [(owner, event) for event in record.events])
+    db.cursor().executemany(
+        "INSERT INTO raypref.operations VALUES (%s, %s)", [(owner, name) for name in record.operations]
+    )
+    return True
+
+
+def restore_tombstone(db: Connection, stone: Tombstone) -> bool:
+    """Add a tombstone; False where there is one, or a user whom this transaction has not restored."""
+    if not db.execute(
+        "INSERT INTO raypref.users (owner, version, erased_version, erased_s) "
+        "VALUES (%(owner)s, %(version)s, %(version)s, %(erased_s)s) "
+        "ON CONFLICT (owner) DO UPDATE SET erased_version = %(version)s, erased_s = %(erased_s)s, "
+        "version = greatest(users.version, %(version)s) WHERE users.erased_version = 0 "
+        # A row's xmin is the transaction that wrote it.
+        "AND (users.version = 0 OR users.xmin = pg_current_xact_id()::xid) "
+        "AND NOT EXISTS (SELECT 1 FROM raypref.gone WHERE gone.owner = users.owner)",
+        {"owner": stone.owner, "version": stone.version, "erased_s": stone.erased_s},
+    ).rowcount:
+        return False
+    db.cursor().executemany(
+        "INSERT INTO raypref.gone VALUES (%s, %s)", [(stone.owner, event) for event in stone.events]
+    )
+    return True

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from raypref.serve.stores.base import (
@@ -19,56 +17,29 @@ from raypref.serve.stores.base import (
     event_digest,
     owner_digest,
 )
-from raypref.serve.stores.redis_server import (
-    DURABLE,
+from raypref.serve.stores.redis_restore import restore
+from raypref.serve.stores.redis_rows import (
     KEYS,
-    PREFIX,
-    REENCODE,
-    REMEMBER,
     SETTINGS,
     TOMBSTONES,
-    Change,
     Command,
-    RedisServer,
+    User,
     at,
-    pack_event,
+    count,
+    get,
+    member,
     pack_evidence,
+    pack_numbers,
+    put,
     spread,
     unpack_event,
     unpack_raw,
 )
-from raypref.serve.stores.rules import Standing, decayed, draw_salt, here, here_erased, judge
+from raypref.serve.stores.redis_server import DURABLE, REENCODE, REMEMBER, Change, RedisServer
+from raypref.serve.stores.rules import Standing, decayed, draw_salt, judge
 
 PAGE = 200
-USER = ("tenant", "version", "shots", "basis", "vector", "erased_version", "erased_s")
 T = TypeVar("T")
-
-
-@dataclass
-class _User:
-    """A user's row."""
-
-    log: bool
-    version: int
-    shots: int
-    basis: str
-    vector: bytes
-    erased_s: float | None
-
-    @classmethod
-    def of(cls, row: Sequence[bytes | None]) -> _User:
-        tenant, version, shots, basis, vector, erased_version, erased_s = row
-        return cls(
-            tenant is not None,
-            int(version or erased_version or 0),
-            int(shots or 0),
-            (basis or b"").decode(),
-            vector or b"",
-            float(erased_s) if erased_version is not None and erased_s is not None else None,
-        )
-
-    def standing(self) -> Standing:
-        return Standing(self.version, self.shots, self.erased_s)
 
 
 class RedisStore:
@@ -97,7 +68,7 @@ class RedisStore:
 
     def read(self, keys: Sequence[Key]) -> list[State]:
         """Return the states of users."""
-        users = map(_User.of, self._server.ask([_get(self._owner(key)) for key in keys]))
+        users = map(User.of, self._server.ask([get(self._owner(key)) for key in keys]))
         return [State(user.version, user.shots, user.basis, user.vector) for user in users]
 
     def events(self, keys: Sequence[Key], raw: bool = False) -> list[tuple[int, tuple[Event, ...]]]:
@@ -106,14 +77,14 @@ class RedisStore:
 
     def _logs(
         self, keys: Sequence[Key], raw: bool
-    ) -> Iterator[tuple[_User, tuple[Event, ...], tuple[str, ...]]]:
+    ) -> Iterator[tuple[User, tuple[Event, ...], tuple[str, ...]]]:
         """Yield row, events and operations of each user, a user's all of one moment."""
         kinds = ["events", "evidence", *(["raw"] if raw else [])]
         for start in range(0, len(keys), PAGE):
             owners = [self._owner(key) for key in keys[start : start + PAGE]]
             commands: list[Command] = []
             for owner in owners:
-                commands += [_get(owner), *(("HGETALL", at(kind, owner)) for kind in kinds)]
+                commands += [get(owner), *(("HGETALL", at(kind, owner)) for kind in kinds)]
                 commands.append(("SMEMBERS", at("operations", owner)))
             answers = iter(self._server.ask(commands, atomic=True))
             for _ in owners:
@@ -124,7 +95,7 @@ class RedisStore:
                     for name in sorted(numbers)
                 ]
                 operations = sorted(name.decode() for name in next(answers))
-                yield _User.of(row), tuple(events), tuple(operations)
+                yield User.of(row), tuple(events), tuple(operations)
 
     def append(self, writes: Sequence[Write], limit: int) -> list[Written]:
         """Add comparisons: each user's in one change, all sent at once."""
@@ -140,7 +111,7 @@ class RedisStore:
                     written[place], new = judge(write, standing, limit)
                     fresh += new
                 if fresh:
-                    commands = _put(owner, todo[owner][0][1].key, standing.version, standing.shots, fresh)
+                    commands = put(owner, todo[owner][0][1].key, standing.version, standing.shots, fresh)
                     changes.append(Change(owner, before, commands))
             applied = self._server.apply(changes)
             late = {change.owner for change, done in zip(changes, applied, strict=True) if not done}
@@ -157,13 +128,13 @@ class RedisStore:
             names = list({event.event_id for _, write in group for event in write.events})
             digests = [event_digest(self._salt, whose, name) for name in names]
             asked.append((owner, whose, names))
-            commands.append(_get(owner))
+            commands.append(get(owner))
             commands.append(("HMGET", at("raw", owner), *(names or [""])))
             commands.append(("HMGET", at("gone", owner), *(digests or [""])))
         answers = iter(self._server.ask(commands, atomic=True))
         standings: list[Standing] = []
         for _, _, names in asked:
-            standing = _User.of(next(answers)).standing()
+            standing = User.of(next(answers)).standing()
             known, gone = next(answers), next(answers)
             standing.raw = {
                 name: unpack_raw(value)
@@ -174,14 +145,12 @@ class RedisStore:
             standings.append(standing)
         return standings
 
-    def _change(
-        self, whose: Key, also: Command, decide: Callable[[_User, Any], tuple[T, list[Command]]]
-    ) -> T:
+    def _change(self, whose: Key, also: Command, decide: Callable[[User, Any], tuple[T, list[Command]]]) -> T:
         """Change one user as `decide` says from the user's row and the answer to another command."""
         owner = self._owner(whose)
         for _ in self._server.turns():
-            row, answer = self._server.ask([_get(owner), also], atomic=True)
-            user = _User.of(row)
+            row, answer = self._server.ask([get(owner), also], atomic=True)
+            user = User.of(row)
             result, commands = decide(user, answer)
             if not commands or self._server.apply([Change(owner, user.version, commands)])[0]:
                 return result
@@ -191,7 +160,7 @@ class RedisStore:
         """Remove one comparison."""
         owner = self._owner(key)
 
-        def decide(user: _User, there: int) -> tuple[State | None, list[Command]]:
+        def decide(user: User, there: int) -> tuple[State | None, list[Command]]:
             if not there:
                 return None, []
             digest = event_digest(self._salt, key, event_id)
@@ -199,7 +168,7 @@ class RedisStore:
                 *(("HDEL", at(kind, owner), event_id) for kind in ("events", "evidence", "raw")),
                 ("HSET", at("gone", owner), digest, ""),
                 ("ZADD", TOMBSTONES, 0, owner),
-                *_count(owner, user.version + 1, user.shots - 1),
+                *count(owner, user.version + 1, user.shots - 1),
             ]
 
         return self._change(key, ("HEXISTS", at("events", owner), event_id), decide)
@@ -208,21 +177,21 @@ class RedisStore:
         """Multiply the weights of events up to `at_s`, once an operation."""
         owner = self._owner(key)
 
-        def decide(user: _User, there: int) -> tuple[State | None, list[Command]]:
+        def decide(user: User, there: int) -> tuple[State | None, list[Command]]:
             if not user.shots:
                 return None, []
             if there:
                 return State(user.version, user.shots), []
             ((_, events),) = self.events([key])
             numbers = [
-                (event.event_id, _numbers(event, decayed(event.weight, factor)))
+                (event.event_id, pack_numbers(replace(event, weight=decayed(event.weight, factor))))
                 for event in events
                 if event.time_s <= at_s
             ]
             return State(user.version + 1, user.shots), [
                 ("SADD", at("operations", owner), operation),
                 *spread(f"HSET {at('events', owner)}", *numbers),
-                *_count(owner, user.version + 1, user.shots),
+                *count(owner, user.version + 1, user.shots),
             ]
 
         return self._change(key, ("SISMEMBER", at("operations", owner), operation), decide)
@@ -231,7 +200,7 @@ class RedisStore:
         """Erase a user."""
         owner = self._owner(key)
 
-        def decide(user: _User, names: list[bytes]) -> tuple[bool, list[Command]]:
+        def decide(user: User, names: list[bytes]) -> tuple[bool, list[Command]]:
             if not user.log:
                 return False, []
             gone = [(event_digest(self._salt, key, name.decode()), "") for name in names]
@@ -241,7 +210,7 @@ class RedisStore:
                 ("HSET", at("user", owner), "erased_version", user.version + 1, "erased_s", repr(erased_s)),
                 *spread(f"HSET {at('gone', owner)}", *gone),
                 ("ZADD", TOMBSTONES, 0, owner),
-                ("ZREM", KEYS, _member(key)),
+                ("ZREM", KEYS, member(key)),
             ]
 
         return self._change(key, ("HKEYS", at("events", owner)), decide)
@@ -261,7 +230,7 @@ class RedisStore:
 
     def keys(self, after: Key | None = None, limit: int = 1000) -> list[Key]:
         """Return users that have a log, in order."""
-        first = b"(" + _member(after) if after else b"-"
+        first = b"(" + member(after) if after else b"-"
         (members,) = self._server.ask([("ZRANGEBYLEX", KEYS, first, "+", "LIMIT", 0, limit)])
         return [Key(*member.decode().split("\0")) for member in members]
 
@@ -289,65 +258,7 @@ class RedisStore:
 
     def restore(self, records: Iterable[Record], tombstones: Iterable[Tombstone]) -> None:
         """Put users and tombstones into a store that has none of them; taken back where one is refused."""
-        self._owner(Key("", ""))
-        ours = f"{PREFIX}restoring:{secrets.token_hex(8)}"
-        try:
-            for page in _pages(records):
-                changes = [self._restored(record, ours) for record in page]
-                for record, applied in zip(page, self._server.apply(changes), strict=True):
-                    if not applied:
-                        raise here(record.key)
-            for page in _pages(tombstones):
-                self._restore_tombstones(page, ours)
-        except Exception:
-            self._take_back(ours)
-            raise
-        self._server.ask([("DEL", ours)])
-
-    def _restored(self, record: Record, ours: str) -> Change:
-        owner = self._owner(record.key)
-        if not record.version:
-            return Change(owner, 0)
-        commands = _put(owner, record.key, record.version, len(record.events), record.events)
-        commands += spread(f"SADD {at('operations', owner)}", *((name,) for name in record.operations))
-        return Change(owner, 0, [*commands, ("SADD", ours, owner)])
-
-    def _restore_tombstones(self, stones: Sequence[Tombstone], ours: str) -> None:
-        commands: list[Command] = []
-        for stone in stones:
-            commands.append(_get(stone.owner))
-            commands.append(("SISMEMBER", ours, stone.owner))
-            commands.append(("ZSCORE", TOMBSTONES, stone.owner))
-        answers = iter(self._server.ask(commands, atomic=True))
-        changes: list[Change] = []
-        for stone, row, restored, there in zip(stones, answers, answers, answers, strict=True):
-            user = _User.of(row)
-            if there is not None or (user.version and not restored):
-                raise here_erased(stone.owner)
-            erased = ("erased_version", stone.version, "erased_s", repr(stone.erased_s))
-            gone = spread(f"HSET {at('gone', stone.owner)}", *((event, "") for event in stone.events))
-            commands = [*gone, ("ZADD", TOMBSTONES, 0, stone.owner), ("SADD", ours, stone.owner)]
-            if stone.version:
-                commands.append(("HSET", at("user", stone.owner), *erased))
-            changes.append(Change(stone.owner, user.version, commands))
-        for stone, applied in zip(stones, self._server.apply(changes), strict=True):
-            if not applied:
-                raise here_erased(stone.owner)
-
-    def _take_back(self, ours: str) -> None:
-        kinds = ("user", "events", "evidence", "raw", "operations", "gone")
-        with self._server.answering():
-            for owner in self._server.client.sscan_iter(ours):
-                name = owner.decode()
-                ((tenant, user),) = self._server.ask([("HMGET", at("user", name), "tenant", "name")])
-                commands: list[Command] = [
-                    ("DEL", *(at(kind, name) for kind in kinds)),
-                    ("ZREM", TOMBSTONES, name),
-                ]
-                if tenant is not None:
-                    commands.append(("ZREM", KEYS, tenant + b"\0" + user))
-                self._server.ask(commands, atomic=True)
-            self._server.ask([("DEL", ours)])
+        restore(self._server, self._owner, records, tombstones)
 
     def setting(self, name: str, default: str) -> str:
         """Return a named string, setting it where it has no value."""
@@ -366,40 +277,3 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections."""
         self._server.client.close()
-
-
-def _get(owner: str) -> Command:
-    return ("HMGET", at("user", owner), *USER)
-
-
-def _member(whose: Key) -> bytes:
-    """Return a user's name in the index, whose bytes order as tenant and user do."""
-    return f"{whose.tenant}\0{whose.user}".encode()
-
-
-def _numbers(event: Event, weight: float) -> bytes:
-    return pack_event(replace(event, weight=weight))[0]
-
-
-def _count(owner: str, version: int, shots: int) -> list[Command]:
-    """Return what sets the version; the vector is no longer that of this version."""
-    user = at("user", owner)
-    return [("HSET", user, "version", version, "shots", shots), ("HDEL", user, "basis", "vector")]
-
-
-def _put(owner: str, whose: Key, version: int, shots: int, events: Iterable[Event]) -> list[Command]:
-    packed = [(event.event_id, *pack_event(event)) for event in events]
-    return [
-        ("HSET", at("user", owner), "tenant", whose.tenant, "name", whose.user),
-        *_count(owner, version, shots),
-        *spread(f"HSET {at('events', owner)}", *((name, numbers) for name, numbers, _, _ in packed)),
-        *spread(f"HSET {at('evidence', owner)}", *((name, evidence) for name, _, evidence, _ in packed)),
-        *spread(f"HSET {at('raw', owner)}", *((name, raw) for name, _, _, raw in packed)),
-        ("ZADD", KEYS, 0, _member(whose)),
-    ]
-
-
-def _pages(values: Iterable[T]) -> Iterator[list[T]]:
-    remaining = iter(values)
-    while page := list(islice(remaining, PAGE)):
-        yield page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import struct
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,8 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from raypref.errors import ConfigError
-from raypref.serve.stores.base import Event, StoreDown
-
-# One tag, so that all keys are of one slot and a script may change a user and the index of users together.
-PREFIX = "{raypref}:"
-KEYS = f"{PREFIX}keys"
-TOMBSTONES = f"{PREFIX}tombstones"
-SETTINGS = f"{PREFIX}settings"
+from raypref.serve.stores.base import StoreDown
+from raypref.serve.stores.redis_rows import Command, at
 
 DURABLE = {
     "always": "In the append-only file, synced to the server's disk; a failover to a replica may lose what "
@@ -57,56 +51,6 @@ for place = 1, #ARGV, 2 do
     end
 end
 """
-
-WORDS = 1000
-"""Most words of a command in a script: Lua's stack is small."""
-
-Command = tuple[Any, ...]
-
-
-def at(kind: str, owner: str) -> str:
-    """Return the key of one of a user's hashes: user, events, evidence, raw, gone, operations."""
-    return f"{PREFIX}{kind}:{owner}"
-
-
-def spread(name: str, *words: Sequence[Any]) -> list[Command]:
-    """Return commands with a name and a key that together hold all words, given in groups of one size."""
-    command, kept = name.split(" ")
-    size = max(1, WORDS // len(words[0])) if words else 1
-    return [
-        (command, kept, *(word for group in words[start : start + size] for word in group))
-        for start in range(0, len(words), size)
-    ]
-
-
-def pack_evidence(encoder: str, evidence: bytes) -> bytes:
-    """Return the value of an event in `evidence`."""
-    name = encoder.encode()
-    return struct.pack("<I", len(name)) + name + evidence
-
-
-def pack_event(event: Event) -> tuple[bytes, bytes, bytes]:
-    """Return the values of an event in `events`, `evidence` and `raw`."""
-    return (
-        struct.pack("<dd", event.time_s, event.weight),
-        pack_evidence(event.encoder, event.evidence),
-        struct.pack("<I", len(event.chosen)) + event.chosen + event.rejected,
-    )
-
-
-def unpack_raw(value: bytes) -> tuple[bytes, bytes]:
-    """Return chosen and rejected."""
-    (size,) = struct.unpack_from("<I", value)
-    return value[4 : 4 + size], value[4 + size :]
-
-
-def unpack_event(name: bytes, numbers: bytes, evidence: bytes, raw: bytes | None) -> Event:
-    """Return an event from its values."""
-    time_s, weight = struct.unpack("<dd", numbers)
-    (size,) = struct.unpack_from("<I", evidence)
-    chosen, rejected = unpack_raw(raw) if raw is not None else (b"", b"")
-    encoder = evidence[4 : 4 + size].decode()
-    return Event(name.decode(), time_s, weight, chosen, rejected, encoder, evidence[4 + size :])
 
 
 @dataclass
@@ -186,9 +130,9 @@ class RedisServer:
                 ) from error
             if value not in accepted:
                 raise ConfigError(
-                    f"{self._where} has {name} {value}, so an acknowledgement would not mean durability="
-                    f"{self.durability}. Set {name} {accepted[0]} in redis.conf (or CONFIG SET {name} "
-                    f"{accepted[0]} and CONFIG REWRITE), or accept less in the url: ?durability=everysec or none."
+                    f"{self._where} has {name} {value}, so an acknowledgement would not mean "
+                    f"durability={self.durability}. Set {name} {accepted[0]} in redis.conf (or by CONFIG SET "
+                    "and CONFIG REWRITE), or accept less in the url: ?durability=everysec or none."
                 )
 
     @contextmanager

@@ -162,6 +162,8 @@ class SQLiteStore:
     def remember(self, vectors: Iterable[tuple[Key, int, str, bytes]]) -> None:
         """Keep vectors of users that still have that version."""
         new = [(basis, vector, self._owner(key), version) for key, version, basis, vector in vectors]
+        if not new:
+            return
         with self._file.writing(durable=False) as db:
             db.executemany(
                 "UPDATE users SET basis = ?, vector = ? "

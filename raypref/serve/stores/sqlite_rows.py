@@ -15,7 +15,8 @@ LEAN_EVENT = "event_id, time_s, weight, x'', x'', encoder, evidence"
 def standing(db: sqlite3.Connection, owner: str) -> Standing:
     """Return how a user stands, without its events."""
     row = db.execute(
-        "SELECT version, shots, iif(erased_version, erased_s, NULL) FROM users WHERE owner = ?", (owner,)
+        "SELECT version, shots, CASE WHEN erased_version THEN erased_s END FROM users WHERE owner = ?",
+        (owner,),
     ).fetchone()
     return Standing(*row) if row else Standing()
 
