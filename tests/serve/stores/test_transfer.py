@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ KINDS = [
 
 
 @pytest.fixture
-def new(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Store]:
+def new(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Store]]:
     """Return an empty store of a kind; of Redis, one at a time."""
     made: list[Store] = []
 
