@@ -76,7 +76,7 @@ class Bundle:
             MismatchError: another bundle version wrote it.
         """
         verify(directory)
-        info = _read_info(directory / "checkpoint.json")
+        info = read_info(directory)
         users = _read_users(directory / "users.parquet")
         model = build(info.method, Dims(info.dim, info.users))
         load_tensors(model, directory / "model.safetensors")
@@ -93,7 +93,17 @@ class Bundle:
             write_manifest(work)
 
 
-def _read_info(path: Path) -> BundleInfo:
+def read_info(directory: Path) -> BundleInfo:
+    """Read what a bundle says of itself, without its weights.
+
+    Raises:
+        InputError: there is no bundle here.
+        CorruptError: what it says cannot be read.
+        MismatchError: another bundle version wrote it.
+    """
+    path = directory / "checkpoint.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: no bundle here ({path.name} is missing).")
     try:
         raw = json.loads(path.read_text())
         bundle_version = raw["bundle_version"]

@@ -25,5 +25,9 @@ class EngineError(RayprefError):
     """An embedding engine is unavailable or kept failing."""
 
 
+class RefusedError(EngineError):
+    """An embedding engine that works refused these texts, or has no usable vector for them."""
+
+
 class DivergedError(RayprefError):
     """Training left the finite numbers; the same run would do so again."""

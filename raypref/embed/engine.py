@@ -25,10 +25,6 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What decides a model's vectors: weights, configuration, tokenizer. Pickled weights are never loaded."""
 
 
-class RefusedError(EngineError):
-    """An engine that works refused these texts, or has no usable vector for them."""
-
-
 class Engine(Protocol):
     """Turns rendered texts into vectors; lives in a Ray actor or in any process."""
 

@@ -15,8 +15,8 @@ import httpx
 import numpy as np
 
 from raypref.config import HTTPConfig
-from raypref.embed.engine import EngineActor, Model, RefusedError, normalise
-from raypref.errors import ConfigError, EngineError
+from raypref.embed.engine import EngineActor, Model, normalise
+from raypref.errors import ConfigError, EngineError, RefusedError
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -245,7 +245,7 @@ def _explain(error: BaseException) -> RayprefError:
     ours = [(name.rpartition("."), text) for name, text in raised if name.startswith("raypref.")]
     if ours:
         (_, _, kind), text = ours[-1]
-        return getattr(errors, kind, EngineError)(text)
+        return getattr(errors, kind)(text)
     others = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.")]
     return EngineError(
         f"the engine failed with {others[-1] if others else repr(error)}. "

@@ -15,11 +15,12 @@ from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from raypref import __version__
+from raypref.checkpoint import read_info
 from raypref.config import EmbedConfig
 from raypref.schema import Embedder as EmbedderIdentity
 from raypref.serve.compat import compat_router
 from raypref.serve.config import ServeConfig, ServeSettings
-from raypref.serve.embedder import embedder_deployment, rendered, rendered_prompt
+from raypref.serve.embedder import embedder_deployment, matching, rendered, rendered_prompt
 from raypref.serve.exchange import ASGIApp
 from raypref.serve.guard import Guard
 from raypref.serve.intake import TextEmbedder
@@ -105,7 +106,9 @@ def build(args: ServeConfig) -> Application:
 
     `bundle` reaches the Scorers as `user_config`: changed, it is swapped in place.
     """
-    logging.getLogger("raypref.serve").setLevel(logging.INFO)
+    logging.getLogger("ray.serve.raypref").setLevel(logging.INFO)
+    if args.embed is not None:
+        args = args.model_copy(update={"embed": matching(args.embed, read_info(args.bundle).embedder)})
     settings = args.settings
     scorer = _deployment(
         Scorer,

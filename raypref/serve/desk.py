@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -38,26 +39,24 @@ def score(
     """Score a batch of requests: one read of the store, one item pass, one join for each shape."""
     answers: list[Scored | WireError | None] = [None] * len(calls)
     keys = [Key(call.tenant, user) for call in calls for user in call.who.users]
-    known: dict[Key, Standing | WireError] = {}
+    known: list[Standing | WireError] = []
     down: StoreDown | None = None
     if keys:
         try:
-            known = dict(zip(keys, users.standing(judge, keys), strict=True))
+            known = users.standing(judge, keys)
         except StoreDown as error:
-            down = error
-    nobody = Standing(0, 0, judge.prior_Z)
+            known, down = [Standing(0, 0, judge.prior_Z)] * len(keys), error
+    asked = iter(known)
     rows: dict[int, _Row] = {}
     for number, call in enumerate(calls):
+        own = list(islice(asked, len(call.who.users)))
         try:
             require_model(judge, call.model)
             if call.who.users and down is not None and on_store_failure == "refuse":
                 raise store_refusal(down)
-            stored: list[Standing] = []
-            for user in call.who.users:
-                standing = known.get(Key(call.tenant, user), nobody)
-                if isinstance(standing, WireError):
-                    raise standing
-                stored.append(standing)
+            stored = [standing for standing in own if not isinstance(standing, WireError)]
+            if len(stored) < len(own):
+                raise next(standing for standing in own if isinstance(standing, WireError))
             emb_ND = embeddings(judge, call.candidates)
             baseline_1D = emb_ND[:1] if call.baseline is None else embeddings(judge, call.baseline)
             rows[number] = _Row(call, stored or [transient(judge, users, call.who)], emb_ND, baseline_1D)
@@ -75,7 +74,7 @@ def _score(judge: Judge, rows: list[_Row], degraded: bool) -> list[Scored | Wire
     first = 0
     for row in rows:
         last = first + len(row.emb_ND)
-        vectors_UZ = np.stack([standing.vector_Z for standing in row.standing])
+        vectors_UZ = np.array([standing.vector_Z for standing in row.standing])
         queries.append(Query(item_NF[first:last], item_NF[last], vectors_UZ))
         first = last + 1
     answers: list[Scored | WireError] = []

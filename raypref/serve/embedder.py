@@ -21,9 +21,9 @@ from raypref.data import rows
 from raypref.data.parts import check_vectors
 from raypref.data.prompts import render_prompt
 from raypref.data.sources import CHAT_TEMPLATE, render
-from raypref.embed.engine import Engine, RefusedError
+from raypref.embed.engine import Engine
 from raypref.embed.load import load_engine
-from raypref.errors import EngineError, InputError
+from raypref.errors import EngineError, InputError, RefusedError
 from raypref.serve.batching import Batcher, in_thread
 from raypref.wire.errors import WireError
 from raypref.wire.requests import Text
@@ -40,17 +40,14 @@ Answer = np.ndarray | WireError
 
 _CONFIG: TypeAdapter[EmbedConfig] = TypeAdapter(EmbedConfig)
 
-log = logging.getLogger("raypref.serve")
+log = logging.getLogger("ray.serve.raypref")
 
 
 def rendered(template: str, prompt: Text | None, response: Text) -> str:
     """Return the text of an item as training rendered it; without a prompt, `response` is all of it.
 
-    Raises:
-        WireError: the response is blank, which no item of training is.
+    A response may be empty, as a policy's now and then is: what counts is that the whole has tokens.
     """
-    if _blank(response):
-        raise WireError(422, "a response has no text.", "text")
     if prompt is None:
         # A chat template knows messages only: plain text becomes the assistant's.
         return render(template if template == CHAT_TEMPLATE else "{response}", "", _plain(response))
@@ -183,6 +180,21 @@ class Embedder:
                 retry_after_s=RETRY_AFTER_S,
             )
             return [refusal] * len(requests)
+
+
+def matching(config: EmbedConfig, embedder: schema.Embedder) -> EmbedConfig:
+    """Return `config` with everything it leaves open as a bundle's embedder has it.
+
+    So a service names the engine, and need not repeat template, pooling, normalisation and cut.
+    """
+    open_fields = {
+        "template": embedder.template,
+        "pooling": embedder.pooling,
+        "normalise": embedder.normalised,
+        "max_length": embedder.max_length,
+    }
+    given = config.model_dump(exclude_unset=True)
+    return _CONFIG.validate_python({**open_fields, "engine": config.engine, **given})
 
 
 def embedder_deployment(config: EmbedConfig) -> Deployment:

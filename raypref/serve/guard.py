@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raypref.serve.keys import Keys
     from raypref.serve.meter import Meter
 
-LOG = logging.getLogger("raypref.serve")
+LOG = logging.getLogger("ray.serve.raypref")
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/redoc"})
 """Answered without a key, and however busy the service is."""

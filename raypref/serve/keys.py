@@ -21,7 +21,7 @@ from raypref import files
 from raypref.errors import ConfigError
 from raypref.wire.ids import Id
 
-LOG = logging.getLogger("raypref.serve")
+LOG = logging.getLogger("ray.serve.raypref")
 
 CHECK_S = 1.0
 """How often a key file is looked at for changes, at most."""
@@ -152,7 +152,8 @@ def _read(path: Path) -> tuple[dict[str, Entry], tuple[int, ...]]:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: no key file can be read here ({error}). Create a key first.") from error
-    if stamp[-1] & 0o077:
+    # A group may read: that is how Kubernetes hands a secret to a process that is not root.
+    if stamp[-1] & 0o037:
         raise ConfigError(f"{path}: others than its owner have access to it. Run chmod 600 on it.")
     try:
         entries = _ENTRIES.validate_json(text)

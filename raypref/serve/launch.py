@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from raypref.config_file import apply_override, describe
-from raypref.errors import ConfigError
+from raypref.checkpoint import verify
+from raypref.errors import ConfigError, RayprefError
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
 THROUGHPUT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 """HAProxy before the replicas, and no thread between a replica's loop and our code: about twelve times the
 requests a second of Serve's own proxy. It listens on every interface, whatever `host` says."""
-
-BUILDER = "raypref.serve.app:build"
 
 POLL_S = 0.2
 
@@ -41,65 +36,6 @@ def set_throughput(throughput: bool) -> None:
     os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
 
 
-def read_serve_config(path: Path, overrides: list[str]) -> ServeDeploySchema:
-    """Read a Serve configuration and check every key of it, which Serve itself does not.
-
-    `--set` reaches into the first application's `args`.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value is invalid.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error}).") from error
-    return parse_serve_config(raw, overrides, str(path))
-
-
-def parse_serve_config(raw: Any, overrides: list[str], where: str) -> ServeDeploySchema:
-    """Return the configuration that a mapping describes; see `read_serve_config`."""
-    from ray.serve.schema import ServeDeploySchema
-
-    from raypref.serve.config import ServeConfig
-
-    if not isinstance(raw, dict) or not raw.get("applications"):
-        raise ConfigError(f"{where}: a Serve configuration is a mapping with `applications`.")
-    for override in overrides:
-        apply_override(raw["applications"][0].setdefault("args", {}), override)
-    try:
-        found = ServeDeploySchema.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(describe(error, where)) from error
-    _refuse_unknown(raw, found, where)
-    for application in found.applications:
-        if application.import_path != BUILDER:
-            continue
-        try:
-            args = ServeConfig.model_validate(application.args)
-        except ValidationError as error:
-            raise ConfigError(describe(error, f"{where}: applications.{application.name}.args")) from error
-        known = {"Ingress", "Scorer"} | ({"Embedder"} if args.embed else set())
-        for deployment in application.deployments:
-            if deployment.name not in known:
-                raise ConfigError(
-                    f"{where}: deployments: {deployment.name} is none of {', '.join(sorted(known))}."
-                )
-    return found
-
-
-def _refuse_unknown(raw: Any, parsed: Any, where: str) -> None:
-    """Raise ConfigError for a key that Serve's schema dropped in silence."""
-    if isinstance(parsed, BaseModel) and isinstance(raw, Mapping):
-        fields = type(parsed).model_fields
-        for key, value in raw.items():
-            if key not in fields:
-                raise ConfigError(f"{where}: {key}: unknown key; Serve would ignore it.")
-            _refuse_unknown(value, getattr(parsed, key), f"{where}: {key}")
-    elif isinstance(parsed, list) and isinstance(raw, list):
-        for number, (value, item) in enumerate(zip(raw, parsed, strict=False)):
-            _refuse_unknown(value, item, f"{where}[{number}]")
-
-
 @contextmanager
 def running(config: ServeDeploySchema, cpus: int | None = None, ready_s: float = 180.0) -> Generator[str]:
     """Run a block with the applications up, and yield the address at which they answer.
@@ -110,20 +46,51 @@ def running(config: ServeDeploySchema, cpus: int | None = None, ready_s: float =
         ConfigError: an application failed to start, or took longer than `ready_s`.
     """
     from ray import serve
-    from ray.serve._private.api import serve_start
 
     from raypref.cluster import connected
 
     with connected(cpus):
         try:
-            client = serve_start(
-                http_options=config.http_options.model_dump(), proxy_location=config.proxy_location
-            )
-            client.deploy_apps(config, _blocking=False)
+            deploy(config)
             _await(config, ready_s)
             yield f"http://127.0.0.1:{config.http_options.port}"
         finally:
             serve.shutdown()
+
+
+def deploy(config: ServeDeploySchema) -> None:
+    """Tell the cluster that this process is connected to what to serve; it gets there on its own."""
+    from ray.serve._private.api import serve_start
+
+    client = serve_start(http_options=config.http_options.model_dump(), proxy_location=config.proxy_location)
+    client.deploy_apps(config, _blocking=False)
+
+
+def bundles_in_place(config: ServeDeploySchema, running: ServeDeploySchema) -> ServeDeploySchema:
+    """Return a configuration whose bundles running replicas can swap.
+
+    Serve starts every replica anew when `args` change in any way, so what runs keeps the bundle it has there
+    and the Scorer's `user_config` names the new one.
+    """
+    from ray.serve.schema import DeploymentSchema
+
+    from raypref.serve.config_file import BUILDER
+
+    config = config.model_copy(deep=True)
+    args_of = {application.name: application.args for application in running.applications}
+    for application in config.applications:
+        before = args_of.get(application.name, {})
+        if application.import_path != BUILDER or "bundle" not in before:
+            continue
+        bundle = application.args["bundle"]
+        application.args = {**application.args, "bundle": before["bundle"]}
+        scorer = next((found for found in application.deployments if found.name == "Scorer"), None)
+        if scorer is None:
+            scorer = DeploymentSchema(name="Scorer")
+            application.deployments = [*application.deployments, scorer]
+        if not scorer.user_config:
+            scorer.user_config = {"bundle": bundle}
+    return config
 
 
 def _await(config: ServeDeploySchema, ready_s: float) -> None:
@@ -153,17 +120,35 @@ def _await(config: ServeDeploySchema, ready_s: float) -> None:
 
 
 def serve_forever(path: Path, overrides: list[str], say: Callable[[str], None]) -> None:
-    """Serve a configuration until SIGINT or SIGTERM, and say where it listens."""
-    config = read_serve_config(path, overrides)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    """Serve a configuration until SIGINT or SIGTERM, and say where it listens; SIGHUP reads it again."""
+    config = _read(path, overrides)
+    signals: SimpleQueue[int] = SimpleQueue()
+    _send_to(signals)
     with running(config):
         say(listening(config))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        stop.wait()
+        # Ray has taken them over.
+        _send_to(signals)
+        while signals.get() == signal.SIGHUP:
+            try:
+                deploy(bundles_in_place(_read(path, overrides), config))
+                say(f"{path} is read again.")
+            except RayprefError as error:
+                say(f"{path} is not taken over, the service goes on as it was: {error}")
     say("stopped.")
+
+
+def _send_to(signals: SimpleQueue[int]) -> None:
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.put(number))
+
+
+def _read(path: Path, overrides: list[str]) -> ServeDeploySchema:
+    from raypref.serve.config_file import applications, read_serve_config
+
+    config = read_serve_config(path, overrides)
+    for application in applications(config):
+        verify(application.bundle)
+    return config
 
 
 def listening(config: ServeDeploySchema) -> str:

@@ -1,6 +1,6 @@
-"""Items as the log keeps them: what was given, so that a later bundle can encode them again.
+"""Items as they are given, and as the log keeps them, so that a later bundle can encode them again.
 
-One byte says what follows: `h` the content hash of a registered item, `e` a float16 and `f` a float32
+One byte of the log says what follows: `h` the content hash of a registered item, `e` a float16 and `f` a float32
 embedding, little-endian. A hash survives an items table that is made again in another order.
 """
 
@@ -15,11 +15,46 @@ from raypref.data.items import ItemTable
 from raypref.errors import MismatchError
 from raypref.schema import HASH_BYTES
 from raypref.serve.calls import Items
+from raypref.serve.judge import Judge
 from raypref.wire.arrays import Encoded
+from raypref.wire.errors import WireError
 
 _HASH = b"h"
 _TAGS = {np.dtype("<f2"): b"e", np.dtype("<f4"): b"f"}
 _DTYPES = {tag: dtype for dtype, tag in _TAGS.items()}
+
+
+def embeddings(judge: Judge, given: Items) -> np.ndarray:
+    """Return the embeddings of items (N, width), in the type in which they came.
+
+    Raises:
+        WireError: a width, a row or an embedder that the bundle does not take.
+    """
+    if given.embedder is not None and given.embedder != judge.info.embedder:
+        raise WireError(
+            503,
+            f"the service embeds text with {given.embedder.model}@{given.embedder.revision}, the bundle was "
+            f"trained on {judge.info.embedder.model}@{judge.info.embedder.revision}; change `embed`.",
+        )
+    if len(given.emb_MD) and given.emb_MD.shape[1] != judge.width:
+        raise WireError(
+            422,
+            f"embeddings are {given.emb_MD.shape[1]} wide, {judge.id} takes {judge.width}; embed with "
+            f"{judge.info.embedder.model}.",
+            "embedding",
+        )
+    registered = given.row_N >= 0
+    if not registered.any():
+        return given.emb_MD
+    rows_N, count = given.row_N[registered], 0 if judge.items is None else len(judge.items)
+    if rows_N.max() >= count or judge.items is None:
+        raise WireError(
+            422, f"item {rows_N.max()}: the service has {count} registered items, from 0.", "item"
+        )
+    emb_ND = np.empty((len(given), judge.width), np.float32)
+    emb_ND[registered] = judge.items.gather(rows_N)
+    emb_ND[~registered] = given.emb_MD
+    return emb_ND
 
 
 def pack(given: Items, table: ItemTable | None) -> list[bytes]:

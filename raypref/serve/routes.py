@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from raypref.serve.calls import Scored
-from raypref.serve.refusals import invalid
 from raypref.serve.service import Service, Tensors
 from raypref.wire.answers import (
     Deleted,
@@ -26,11 +28,11 @@ from raypref.wire.answers import (
     SuggestAnswer,
     UserAnswer,
     UserRanking,
-    UserScores,
 )
-from raypref.wire.arrays import Encoded
+from raypref.wire.arrays import encoded_rows
 from raypref.wire.errors import WireError
 from raypref.wire.ids import Id
+from raypref.wire.invalid import refusal_of
 from raypref.wire.requests import (
     DecayRequest,
     LearnRequest,
@@ -111,7 +113,7 @@ def native_router(service: Service) -> APIRouter:
         scored = await service.score(_tenant(request), wanted, tensors)
         if MEDIA_TYPE in request.headers.get("accept", ""):
             return _bulk(scored)
-        return _json(_scores(scored, wanted.encoding == "base64"))
+        return _scores(scored, encoded_rows if wanted.encoding == "base64" else _float_rows)
 
     @router.post("/v1/rank", response_model=RankAnswer, openapi_extra=_body(RankRequest), tags=["rewards"])
     async def rank(request: Request) -> Response:
@@ -159,10 +161,7 @@ def _read(request: Request, model: type[R]) -> tuple[R, Tensors]:
     try:
         return model.model_validate_json(body), {}
     except ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False, include_context=False)
-        if problems[0]["type"] == "json_invalid":
-            raise WireError(400, f"the body is no JSON: {problems[0]['msg'][:200]}") from None
-        raise invalid(problems) from None
+        raise refusal_of(error) from None
 
 
 def _tenant(request: Request) -> str:
@@ -184,28 +183,39 @@ def _json(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _scores(scored: Scored, encode: bool) -> ScoreAnswer:
-    def numbers(array_N: np.ndarray) -> list[float] | Encoded:
-        return Encoded.of(array_N) if encode else array_N.tolist()
-
-    return ScoreAnswer.model_construct(
-        object="raypref.score",
-        id=f"score-{uuid.uuid4().hex}",
-        model=scored.model,
-        data=[
-            UserScores.model_construct(
-                user=user,
-                version=int(scored.version_U[row]),
-                shots=int(scored.shots_U[row]),
-                cold=not scored.shots_U[row],
-                degraded=scored.degraded,
-                mean=numbers(scored.mean_UN[row]),
-                std=None if scored.std_UN is None else numbers(scored.std_UN[row]),
-                probability=numbers(scored.probability_UN[row]),
-            )
-            for row, user in enumerate(scored.users or (None,))
-        ],
+def _scores(scored: Scored, rows: Callable[[np.ndarray], Iterator[Any]]) -> Response:
+    """Return a `ScoreAnswer`, written row by row: models of a thousand users cost more than their numbers."""
+    data = (
+        {
+            "user": user,
+            "version": version,
+            "shots": shots,
+            "cold": not shots,
+            "degraded": scored.degraded,
+            "mean": mean,
+            "std": std,
+            "probability": probability,
+        }
+        for user, version, shots, mean, std, probability in zip(
+            scored.users or (None,),
+            scored.version_U.tolist(),
+            scored.shots_U.tolist(),
+            rows(scored.mean_UN),
+            repeat(None) if scored.std_UN is None else rows(scored.std_UN),
+            rows(scored.probability_UN),
+        )
     )
+    answer = {
+        "object": "raypref.score",
+        "id": f"score-{uuid.uuid4().hex}",
+        "model": scored.model,
+        "data": data,
+    }
+    return Response(to_json(answer), media_type="application/json")
+
+
+def _float_rows(array_UN: np.ndarray) -> Iterator[list[float]]:
+    return map(np.ndarray.tolist, array_UN)
 
 
 def _bulk(scored: Scored) -> Response:
@@ -219,8 +229,13 @@ def _bulk(scored: Scored) -> Response:
     }
     if scored.std_UN is not None:
         tensors["std"] = scored.std_UN
-    head = {"object": "raypref.score", "id": f"score-{uuid.uuid4().hex}", "model": scored.model}
-    return Response(pack_answer({**head, "users": list(scored.users)}, tensors), media_type=MEDIA_TYPE)
+    head = {
+        "object": "raypref.score",
+        "id": f"score-{uuid.uuid4().hex}",
+        "model": scored.model,
+        "users": list(scored.users or (None,)),
+    }
+    return Response(pack_answer(head, tensors), media_type=MEDIA_TYPE)
 
 
 def _ranking(scored: Scored, risk: float, top: int | None) -> RankAnswer:

@@ -39,7 +39,7 @@ from raypref.wire.errors import WireError
 
 T = TypeVar("T")
 
-log = logging.getLogger("raypref.serve")
+log = logging.getLogger("ray.serve.raypref")
 
 
 class Scorer:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -29,36 +31,40 @@ class Encoded(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Encoded:
         # Checked here, so that a bad array is refused with its place in the request.
-        array = self._decode()
+        array = self.array()
         if not np.isfinite(array).all():
             raise ValueError("holds values that are not finite")
         return self
 
-    def _decode(self) -> np.ndarray:
+    @cached_property
+    def _data(self) -> bytes:
         try:
-            data = base64.b64decode(self.base64, validate=True)
+            return base64.b64decode(self.base64, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ValueError("not valid base64") from error
+
+    def array(self) -> np.ndarray:
+        """Return the array, read-only, in its own dtype."""
         dtype = np.dtype(self.dtype).newbyteorder("<")
-        if len(data) % dtype.itemsize:
-            raise ValueError(f"{len(data)} bytes are no whole number of {self.dtype} values")
-        array = np.frombuffer(data, dtype)
+        if len(self._data) % dtype.itemsize:
+            raise ValueError(f"{len(self._data)} bytes are no whole number of {self.dtype} values")
+        array = np.frombuffer(self._data, dtype)
         if self.shape and math.prod(self.shape) != array.size:
             raise ValueError(f"{array.size} values do not fill the shape {list(self.shape)}")
         return array.reshape(self.shape or -1)
 
-    def array(self) -> np.ndarray:
-        """Return the array, read-only, in its own dtype."""
-        return self._decode()
-
     @classmethod
     def of(cls, array: np.ndarray) -> Encoded:
         """Encode an array; float16 stays, every other type becomes float32."""
-        dtype: DTypeName = "float16" if array.dtype == np.float16 else "float32"
-        data = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()
-        return cls.model_construct(
-            base64=base64.b64encode(data).decode(), dtype=dtype, shape=tuple(array.shape)
-        )
+        return cls.model_construct(**next(encoded_rows(array[None])))
+
+
+def encoded_rows(array: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yield the fields of `Encoded` for each row: in an answer of many, models would cost more than bytes."""
+    dtype: DTypeName = "float16" if array.dtype == np.float16 else "float32"
+    shape = array.shape[1:]
+    for row in np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")):
+        yield {"base64": base64.b64encode(row).decode(), "dtype": dtype, "shape": shape}
 
 
 Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=65_536, fail_fast=True)] | Encoded

@@ -24,12 +24,14 @@ from raypref.embed.load import load_engine
 from raypref.embed.pipeline import embed, embed_texts
 from raypref.embed.transformers import TransformersEngine
 from raypref.errors import ConfigError
+from raypref.schema import Embedder as Identity
 from raypref.schema import content_hash
 from raypref.serve.embedder import (
     BATCH_TEXTS,
     Embedder,
     embed_requests,
     embedder_deployment,
+    matching,
     rendered,
     rendered_prompt,
 )
@@ -156,11 +158,12 @@ def test_a_chat_is_rendered_as_one_canonical_json() -> None:
     assert json.loads(rendered_prompt("chat", CHAT_PROMPT)) == json.loads(text)[:2]
 
 
+def test_an_empty_response_is_a_text_like_any_other() -> None:
+    assert rendered("{prompt} {response}", "p", "") == "p "
+
+
 @pytest.mark.parametrize("blank", ["", " \n", [Message(role="assistant", content=" ")]])
-def test_what_training_leaves_out_is_refused(blank: Text) -> None:
-    with pytest.raises(WireError, match="no text") as refused:
-        rendered("{prompt} {response}", "p", blank)
-    assert (refused.value.status, refused.value.param) == (422, "text")
+def test_a_prompt_that_is_needed_must_be_given(blank: Text) -> None:
     with pytest.raises(WireError, match="needs the prompt") as refused:
         rendered_prompt("{prompt} {response}", blank)
     assert (refused.value.status, refused.value.param) == (422, "prompt")
@@ -399,3 +402,21 @@ def test_vllm_agrees_with_transformers_and_is_replaced_when_it_dies(
         np.testing.assert_array_equal(again, answer_ND)
     finally:
         serve.delete("embedder")
+
+
+def test_what_a_service_leaves_open_is_as_the_bundle_has_it() -> None:
+    embedder = Identity(
+        model="m",
+        revision="1",
+        pooling="last",
+        normalised=False,
+        template="{response}!",
+        max_length=99,
+        dim=3,
+    )
+    open_config = matching(TransformersConfig(model="other", batch_size=5), embedder)
+    assert isinstance(open_config, TransformersConfig)
+    assert (open_config.pooling, open_config.normalise) == ("last", False)
+    assert (open_config.template, open_config.max_length) == ("{response}!", 99)
+    assert (open_config.model, open_config.batch_size) == ("other", 5)
+    assert matching(TransformersConfig(template="{response}?"), embedder).template == "{response}?"

@@ -475,7 +475,7 @@ def test_below_a_prefix_paths_count_from_it(guard: Guard) -> None:
 def test_logs_say_what_happened_and_nothing_of_users(
     guard: Guard, meter: Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "raypref.serve")
+    caplog.set_level(logging.INFO, "ray.serve.raypref")
     secret = "SECRET"
     call(guard, "GET", f"/v1/users/{secret}")
     call(guard, "PUT", f"/v1/users/{secret}")
@@ -486,7 +486,7 @@ def test_logs_say_what_happened_and_nothing_of_users(
     call(guard, "POST", "/v1/echo", content=secret, headers={"x-request-id": f"{secret} {secret}"})
     call(guard, "POST", "/v1/fault", content=secret, headers={"x-request-id": "fault-1"})
     assert secret not in caplog.text
-    logged = [record for record in caplog.records if record.name == "raypref.serve"]
+    logged = [record for record in caplog.records if record.name == "ray.serve.raypref"]
     lines = [json.loads(record.message) for record in logged if record.levelno == logging.INFO]
     assert [(line["route"], line["method"], line["status"]) for line in lines] == meter.requests
     assert [line["route"] for line in lines[:4]] == ["/v1/users/{user}"] * 2 + ["unrouted"] * 2

@@ -75,7 +75,14 @@ def test_the_file_is_the_owners_alone_and_nothing_is_left_beside_it(path: Path) 
     assert sorted(file.name for file in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610, 0o644])
+@pytest.mark.parametrize("mode", [0o600, 0o440, 0o640])
+def test_a_group_may_read_as_of_a_mounted_secret(mode: int, path: Path) -> None:
+    key = create_key(path, "acme")
+    path.chmod(mode)
+    assert Keys.load(path).tenant_of(key) == "acme"
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o610, 0o644])
 def test_a_file_open_to_others_is_refused(mode: int, path: Path) -> None:
     create_key(path, "acme")
     path.chmod(mode)

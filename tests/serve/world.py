@@ -37,7 +37,10 @@ def make_bundle(
     directory: Path, method: str | MethodConfig = "vrf", seed: int = 0, dim: int = DIM, steps: int = STEPS
 ) -> Path:
     """Train a method on random comparisons for a moment and save its bundle."""
-    config = next(m for m in METHODS if m.model_fields["type"].default == method)() if isinstance(method, str) else method
+    if isinstance(method, str):
+        config = next(kind for kind in METHODS if kind.model_fields["type"].default == method)()
+    else:
+        config = method
     width = dim * (2 if config.needs_prompts else 1)
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)

@@ -1,0 +1,170 @@
+"""Where users stand: the vectors that a bundle infers from their logs, and keeps beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raypref.errors import MismatchError
+from raypref.serve import raw, slots
+from raypref.serve.calls import Comparisons
+from raypref.serve.judge import Judge
+from raypref.serve.line import Line
+from raypref.serve.stores.base import Event, Key, State, Store, StoreDown
+from raypref.wire.errors import WireError
+
+TICKS = 32
+"""Steps in a half-life: a cached vector is at most this part of it old."""
+
+SECONDS_PER_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A user as of one version of the log."""
+
+    version: int
+    shots: int
+    vector_Z: np.ndarray
+
+
+class Standings:
+    """The standings of all tenants' users, behind one store; methods block, and may be called from any thread."""
+
+    def __init__(
+        self, store: Store, half_life_days: float | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Take an open store.
+
+        Args:
+            store: where the log is.
+            half_life_days: age at which a comparison counts half; None: they never age.
+            clock: seconds since 1970.
+        """
+        self._line = Line(store)
+        self._half_life_s = half_life_days and half_life_days * SECONDS_PER_DAY
+        self._clock = clock
+
+    def standing(self, judge: Judge, keys: Sequence[Key]) -> list[Standing | WireError]:
+        """Return users as the bundle sees them, inferring and keeping what the store has no vector of.
+
+        A user whose comparisons this bundle cannot encode is an error, and no other's.
+
+        Raises:
+            StoreDown: the store did not answer.
+        """
+        basis, now_s = self._basis(judge)
+        unique = list(dict.fromkeys(keys))
+        states = self._line.ask(lambda store: store.read(unique))
+        known: dict[Key, Standing | WireError] = {}
+        for key, state in zip(unique, states, strict=True):
+            standing = _standing(judge, state, basis)
+            if standing is not None:
+                known[key] = standing
+        stale = [key for key in unique if key not in known]
+        if stale:
+            known |= self._infer(judge, stale, basis, now_s)
+        return [known[key] for key in keys]
+
+    def stored(self, judge: Judge, key: Key) -> Standing:
+        """Return one user of `standing`; raises what is wrong with them."""
+        (standing,) = self.standing(judge, [key])
+        if isinstance(standing, WireError):
+            raise standing
+        return standing
+
+    def transient(self, judge: Judge, comparisons: Comparisons) -> Standing:
+        """Return a user who is not stored, adapted to the comparisons that came with a request."""
+        evidence_PE = slots.encode(
+            judge, raw.embeddings(judge, comparisons.chosen), raw.embeddings(judge, comparisons.rejected)
+        )
+        order = np.argsort(np.array(comparisons.event_ids), kind="stable")
+        weight_P = np.array(comparisons.weight_P, np.float32)
+        vector_Z = slots.infer(judge, [(evidence_PE[order], weight_P[order])])[0]
+        return Standing(0, len(weight_P), vector_Z)
+
+    def _infer(
+        self, judge: Judge, keys: list[Key], basis: str, now_s: float
+    ) -> dict[Key, Standing | WireError]:
+        logs = dict(zip(keys, self._line.ask(lambda store: store.events(keys)), strict=True))
+        known: dict[Key, Standing | WireError] = {}
+        for key, (_, events) in logs.items():
+            if not _readable(judge, events):
+                try:
+                    logs[key] = self._reencode(judge, key)
+                except MismatchError as error:
+                    known[key] = WireError(503, str(error))
+        fresh = [key for key in keys if key not in known]
+        # By id: whatever order the comparisons came in, equal logs give equal bits.
+        vectors_UZ = slots.infer(judge, [self._history(judge, logs[key][1], now_s) for key in fresh])
+        keep: list[tuple[Key, int, str, bytes]] = []
+        for key, vector_Z in zip(fresh, vectors_UZ, strict=True):
+            version, events = logs[key]
+            if np.isfinite(vector_Z).all():
+                known[key] = Standing(version, len(events), vector_Z)
+                keep.append((key, version, basis, vector_Z.astype("<f4").tobytes()))
+            else:
+                known[key] = WireError(422, "the user's comparisons give no finite vector; delete some.")
+        # A store that can be read but not written to: the vectors are as good, and are made again.
+        with suppress(StoreDown):
+            self._line.store.remember(keep)
+        return known
+
+    def _reencode(self, judge: Judge, key: Key) -> tuple[int, tuple[Event, ...]]:
+        """Return version and events of a user, their evidence made by this bundle from what was given.
+
+        Raises:
+            MismatchError: what was given is not what the bundle takes.
+        """
+        ((version, events),) = self._line.ask(lambda store: store.events([key], raw=True))
+        chosen_PD = raw.unpack([event.chosen for event in events], judge.items, judge.width)
+        rejected_PD = raw.unpack([event.rejected for event in events], judge.items, judge.width)
+        parts = [part.astype("<f4").tobytes() for part in slots.encode(judge, chosen_PD, rejected_PD)]
+        renewed = [(event.event_id, part) for event, part in zip(events, parts, strict=True)]
+        with suppress(StoreDown):
+            self._line.store.reencode(key, judge.fingerprint, renewed)
+        return version, tuple(
+            replace(event, encoder=judge.fingerprint, evidence=part)
+            for event, part in zip(events, parts, strict=True)
+        )
+
+    def _history(self, judge: Judge, events: Sequence[Event], now_s: float) -> tuple[np.ndarray, np.ndarray]:
+        weight_P = np.array([event.weight for event in events])
+        if self._half_life_s:
+            age_P = now_s - np.array([event.time_s for event in events])
+            weight_P = weight_P * 0.5 ** (np.maximum(age_P, 0.0) / self._half_life_s)
+        evidence_PE = _evidence(events).reshape(len(events), judge.evidence_width)
+        return evidence_PE, weight_P.astype(np.float32)
+
+    def _basis(self, judge: Judge) -> tuple[str, float]:
+        """Return what a vector inferred now is made with, and the time that ages are measured from."""
+        if not self._half_life_s:
+            return judge.fingerprint, 0.0
+        tick = int(self._clock() * TICKS / self._half_life_s)
+        return f"{judge.fingerprint}@{self._half_life_s:g}:{tick}", tick * self._half_life_s / TICKS
+
+
+def _standing(judge: Judge, state: State, basis: str) -> Standing | None:
+    """Return a user as the store's vector has them; None where it is of another bundle, or damaged."""
+    if not state.shots:
+        return Standing(state.version, 0, judge.prior_Z)
+    if state.basis != basis or len(state.vector) != 4 * len(judge.prior_Z):
+        return None
+    vector_Z = np.frombuffer(state.vector, "<f4")
+    return Standing(state.version, state.shots, vector_Z) if np.isfinite(vector_Z).all() else None
+
+
+def _readable(judge: Judge, events: Sequence[Event]) -> bool:
+    """Return whether all evidence is this bundle's, and undamaged."""
+    size = 4 * judge.evidence_width
+    if any(event.encoder != judge.fingerprint or len(event.evidence) != size for event in events):
+        return False
+    return bool(np.isfinite(_evidence(events)).all())
+
+
+def _evidence(events: Sequence[Event]) -> np.ndarray:
+    return np.frombuffer(b"".join(event.evidence for event in events), "<f4")
