@@ -17,11 +17,12 @@ OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextmanager
-def connected(cpus: int | None = None) -> Generator[None]:
+def connected(cpus: int | None = None, metrics_port: int | None = None) -> Generator[None]:
     """Run a block connected to Ray, and disconnect afterwards if it was not connected before.
 
     Args:
         cpus: of a local cluster, where one is started; None takes the machine's.
+        metrics_port: where a local cluster shows Prometheus its figures; None takes any free port.
     """
     started = not ray.is_initialized()
     if started:
@@ -37,6 +38,7 @@ def connected(cpus: int | None = None) -> Generator[None]:
             object_store_memory=None if address else OBJECT_STORE_BYTES,
             include_dashboard=None if address else False,
             log_to_driver=False,
+            _metrics_export_port=None if address else metrics_port,
             logging_level=logging.ERROR,
         )
     _quiet_data()

@@ -1,4 +1,4 @@
-"""Where the time of one large request goes, within one process: body in, guard to store and back, answer out."""
+"""Where the time of one large request goes, in one process: body in, guard to store and back, answer out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, library_versions
-from raypref.methods.base import MethodConfig
+from raypref.methods import AnyMethod
 from raypref.methods.lore import LoReConfig
 from raypref.methods.vrf import VRFConfig
 from raypref.schema import Embedder
@@ -34,16 +34,18 @@ from raypref.serve.scorer import Scorer
 from raypref.serve.service import Service
 from raypref.serve.stores.sqlite import SQLiteStore
 from raypref.serve.users import Users
+from raypref.types import Dims
 from raypref.wire.errors import WireError
 from raypref.wire.tensors import MEDIA_TYPE, pack_request
 
 BASES = 10
-METHODS: tuple[MethodConfig, ...] = (VRFConfig(bases=BASES), LoReConfig(bases=BASES))
+METHODS: tuple[AnyMethod, ...] = (VRFConfig(bases=BASES), LoReConfig(bases=BASES))
 CANDIDATES = 64
 SHOTS = 4
+TOGETHER = 100
 FORMS = ("floats", "base64", "safetensors")
 
-PRODUCTS = frozenset({"aten::matmul", "aten::linear", "aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::addmv"})
+PRODUCTS = frozenset(f"aten::{name}" for name in ("matmul", "linear", "mm", "bmm", "addmm", "baddbmm", "mv"))
 
 STAGES: tuple[tuple[object, str, str], ...] = (
     (routes, "_read", "read the body"),
@@ -63,10 +65,10 @@ STAGES: tuple[tuple[object, str, str], ...] = (
 REST = "guard and routing"
 
 
-def write_bundle(directory: Path, method: MethodConfig, width: int, users: int = 64) -> Path:
+def write_bundle(directory: Path, method: AnyMethod, width: int, users: int = 64) -> Path:
     """Save an untrained bundle: what its numbers are takes no time."""
     torch.manual_seed(0)
-    model = method.build(_dims(width, users))
+    model = method.build(Dims(width, users))
     model.fit_scale(torch.randn(256, width))
     embedder = Embedder(
         model="benchmark", revision="1", pooling="mean", normalised=False, template="{prompt}{response}",
@@ -79,12 +81,6 @@ def write_bundle(directory: Path, method: MethodConfig, width: int, users: int =
     table = pa.table({name: [] for name in BUNDLE_USERS_SCHEMA.names}, BUNDLE_USERS_SCHEMA)
     Bundle(model.eval(), info, table).save(directory)
     return directory
-
-
-def _dims(width: int, users: int) -> Any:
-    from raypref.types import Dims
-
-    return Dims(width, users)
 
 
 class _Here:
@@ -189,44 +185,57 @@ def request_of(form: str, names: list[str], emb_ND: np.ndarray) -> tuple[bytes, 
     if form == "safetensors":
         return pack_request({"users": names}, {"candidates": emb_ND}), MEDIA_TYPE, MEDIA_TYPE
     encoded = {"base64": base64.b64encode(emb_ND.tobytes()).decode(), "shape": list(emb_ND.shape)}
-    request = {"users": names, "candidates": {"embeddings": encoded}}
+    request: dict[str, Any] = {"users": names, "candidates": {"embeddings": encoded}}
     if form == "base64":
         request["encoding"] = "base64"
     return json.dumps(request).encode(), "application/json", "application/json"
 
 
-async def _measure(method: MethodConfig, width: int, users: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
-    bundle = write_bundle(folder / "bundle", method, width)
-    store = f"sqlite:///{folder / 'users.db'}"
+async def fill(bundle: Path, store: str, users: int) -> tuple[ServeConfig, Scorer, list[str]]:
+    """Store users of a bundle who made some comparisons each, and return who serves them and their names."""
     config = ServeConfig(bundle=bundle, store=store, open=True)
     scorer = Scorer(config.settings)
     await scorer.reconfigure({"bundle": str(bundle)})
+    width = Judge.load(bundle, None).width
     random = np.random.default_rng(0)
     names = [f"user-{number}" for number in range(users)]
-    for name in names:
-        chosen, rejected = random.standard_normal((2, SHOTS, width), np.float32)
-        given = Comparisons(
-            Items.of(chosen), Items.of(rejected), tuple(map(str, range(SHOTS))), (0.0,) * SHOTS, (1.0,) * SHOTS
-        )
-        await scorer.learn([Learn("default", name, given)])
+    ids, times, weights = tuple(map(str, range(SHOTS))), (0.0,) * SHOTS, (1.0,) * SHOTS
+    for first in range(0, users, TOGETHER):
+        calls: list[Learn] = []
+        for name in names[first : first + TOGETHER]:
+            chosen, rejected = random.standard_normal((2, SHOTS, width), np.float32)
+            given = Comparisons(Items.of(chosen), Items.of(rejected), ids, times, weights)
+            calls.append(Learn("default", name, given))
+        await scorer.learn(calls)
+    return config, scorer, names
+
+
+async def _measure(
+    method: AnyMethod, width: int, users: int, repeats: int, folder: Path
+) -> list[dict[str, Any]]:
+    bundle = write_bundle(folder / "bundle", method, width)
+    config, scorer, names = await fill(bundle, f"sqlite:///{folder / 'users.db'}", users)
+    random = np.random.default_rng(1)
     emb_ND = random.standard_normal((CANDIDATES, width), np.float32)
     found: list[dict[str, Any]] = []
     for form in FORMS:
         body, media, accept = request_of(form, names, emb_ND)
         app = make_app(config.settings, _Here(scorer), None)
-        totals: list[float] = []
-        for _ in range(repeats + 2):
-            seconds, answer = await _ask(app, body, media, accept)
-            totals.append(seconds)
+        _, answer = await _ask(app, body, media, accept)
+        stages_ms = await _stages_ms(config, scorer, repeats, body, media, accept)
         found.append(
             {
                 "method": method.model_dump()["type"], "width": width, "form": form, "bytes_in": len(body),
-                "bytes_out": len(answer), "total_ms": 1e3 * float(np.median(totals[2:])),
+                "bytes_out": len(answer), "total_ms": sum(stages_ms.values()),
                 "products_ms": await _products_ms(app, repeats, body, media, accept),
-                "stages_ms": await _stages_ms(config, scorer, repeats, body, media, accept),
+                "stages_ms": stages_ms,
             }
         )  # fmt: skip
-        found[-1]["outside_ms"] = found[-1]["total_ms"] - found[-1]["products_ms"]
+        one = found[-1]
+        one["inside_ms"] = one["stages_ms"]["item pass"] + one["stages_ms"]["users x items"]
+        one["outside_ms"] = one["total_ms"] - one["inside_ms"]
+        one["outside_share"] = one["outside_ms"] / one["total_ms"]
+        one["operations"] = 2 * CANDIDATES * BASES * (width + 4 * users)
     return found
 
 
@@ -281,6 +290,25 @@ def measure(widths: tuple[int, ...], users: int, repeats: int) -> list[dict[str,
             with tempfile.TemporaryDirectory() as folder:
                 found += asyncio.run(_measure(method, width, users, repeats, Path(folder)))
     return found
+
+
+def limits() -> dict[str, float]:
+    """Return what one thread of this machine does at best: operations and bytes a second."""
+    torch.set_num_threads(1)
+    square, row = torch.ones(1024, 1024), np.ones(1 << 26, np.uint8)
+
+    def best_s(work: Callable[[], object]) -> float:
+        seconds: list[float] = []
+        for _ in range(5):
+            begun_s = time.process_time()
+            work()
+            seconds.append(time.process_time() - begun_s)
+        return min(seconds)
+
+    return {
+        "operations_per_s": 2 * 1024**3 / best_s(lambda: square @ square),
+        "bytes_per_s": 2 * row.size / best_s(row.copy),
+    }
 
 
 if __name__ == "__main__":

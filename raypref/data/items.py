@@ -116,8 +116,9 @@ class ItemTable:
 
     def hashes(self, ids_N: np.ndarray) -> list[bytes]:
         """Return the content hash of each item id: its address in any table of the same texts."""
-        keys_N = self._unpacked.keys_N[self._place_N[ids_N]]
-        return [key.tobytes() for key in keys_N]
+        data = self._unpacked.keys_N[self._place_N[ids_N]].tobytes()
+        # Not key by key: numpy cuts the zeros off the end of a single one.
+        return [data[first : first + HASH_BYTES] for first in range(0, len(data), HASH_BYTES)]
 
     @cached_property
     def _place_N(self) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from raypref.config import EmbedConfig, Section
 from raypref.serve.guard import Limits
@@ -21,7 +22,8 @@ class ServeSettings(Section):
     )
     embed: EmbedConfig | None = Field(
         default=None,
-        description="Embed text that comes in, with the bundle's embedder; without it text is refused.",
+        description="Embed text that comes in, as the bundle's embedder does; without it text is refused. No "
+        "`engine` named: vllm where it is installed, otherwise transformers.",
     )
     store: str = Field(
         default="sqlite:///raypref-users.db",
@@ -54,6 +56,13 @@ class ServeSettings(Section):
     timeout_s: Seconds = Field(default=30.0, description="Seconds after which a request is given up.")
     batch: PositiveInt = Field(default=64, description="Requests that a Scorer takes together at most.")
     threads: NonNegativeInt = Field(default=1, description="Torch threads of a Scorer; 0 leaves it to torch.")
+
+    @field_validator("embed", mode="before")
+    @classmethod
+    def _choose_engine(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "engine" not in raw:
+            return {"engine": "vllm" if find_spec("vllm") else "transformers", **raw}
+        return raw
 
     @model_validator(mode="after")
     def _check(self) -> ServeSettings:

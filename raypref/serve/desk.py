@@ -11,8 +11,10 @@ import numpy as np
 
 from raypref.serve.calls import Score, Scored, Suggest, Suggested, Who
 from raypref.serve.judge import Judge, Query
+from raypref.serve.raw import embeddings
+from raypref.serve.standings import Standing
 from raypref.serve.stores.base import Key, StoreDown
-from raypref.serve.users import Standing, Users, embeddings
+from raypref.serve.users import Users
 from raypref.wire.errors import WireError
 
 OnStoreFailure = Literal["prior", "refuse"]

@@ -33,17 +33,18 @@ class Intake:
 
     def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Take the arrays that came beside the request, where it was safetensors."""
-        self._tensors = tensors
+        self._tensors = dict(tensors)
         self._groups: list[Items | Sequence[tuple[Text, Item]]] = []
         self._names: list[str] = []
 
     def add(self, name: str, items: Sequence[tuple[Text, Item]] | Bulk) -> int:
         """Add a group, each item with its prompt, and return its number.
 
-        A tensor called `name` takes the place of the items.
+        A tensor called `name` takes the place of the first group of that name.
         """
-        if name in self._tensors:
-            self._groups.append(Items.of(np.atleast_2d(self._tensors[name])))
+        tensor = self._tensors.pop(name, None)
+        if tensor is not None:
+            self._groups.append(Items.of(np.atleast_2d(tensor)))
         elif isinstance(items, Bulk):
             emb_ND = items.embeddings.array()
             if emb_ND.ndim != 2 or not emb_ND.size:
@@ -53,6 +54,10 @@ class Intake:
             self._groups.append(items)
         self._names.append(name)
         return len(self._groups) - 1
+
+    def count(self, number: int) -> int:
+        """Return how many items a group has."""
+        return len(self._groups[number])
 
     async def resolve(self, embedder: TextEmbedder | None) -> list[Items]:
         """Return the groups, in their order.

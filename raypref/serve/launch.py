@@ -32,6 +32,8 @@ def set_throughput(throughput: bool) -> None:
     """
     for name, value in THROUGHPUT.items():
         os.environ.setdefault(name, value if throughput else "0")
+    # uvloop accepts one connection a turn: under too much load most would wait in the kernel, unanswered.
+    os.environ.setdefault("RAY_USE_UVLOOP", "0")
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
 
@@ -88,7 +90,7 @@ def bundles_in_place(config: ServeDeploySchema, running: ServeDeploySchema) -> S
         if scorer is None:
             scorer = DeploymentSchema(name="Scorer")
             application.deployments = [*application.deployments, scorer]
-        if not scorer.user_config:
+        if "user_config" not in scorer.model_fields_set:
             scorer.user_config = {"bundle": bundle}
     return config
 

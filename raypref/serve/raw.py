@@ -1,7 +1,7 @@
 """Items as they are given, and as the log keeps them, so that a later bundle can encode them again.
 
-One byte of the log says what follows: `h` the content hash of a registered item, `e` a float16 and `f` a float32
-embedding, little-endian. A hash survives an items table that is made again in another order.
+One byte of the log says what follows: `h` the content hash of a registered item, `e` a float16 and `f` a
+float32 embedding, little-endian. A hash survives an items table that is made again in another order.
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ def embeddings(judge: Judge, given: Items) -> np.ndarray:
             422, f"item {rows_N.max()}: the service has {count} registered items, from 0.", "item"
         )
     emb_ND = np.empty((len(given), judge.width), np.float32)
-    emb_ND[registered] = judge.items.gather(rows_N)
-    emb_ND[~registered] = given.emb_MD
+    try:
+        emb_ND[registered] = judge.items.gather(rows_N)
+    except MismatchError as error:
+        # A row that is a prompt, where the method needs the prompts of items.
+        raise WireError(422, "item: one of them is no item that this model can score.", "item") from error
+    if len(given.emb_MD):
+        emb_ND[~registered] = given.emb_MD
     return emb_ND
 
 

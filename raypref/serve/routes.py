@@ -203,6 +203,7 @@ def _scores(scored: Scored, rows: Callable[[np.ndarray], Iterator[Any]]) -> Resp
             rows(scored.mean_UN),
             repeat(None) if scored.std_UN is None else rows(scored.std_UN),
             rows(scored.probability_UN),
+            strict=False,
         )
     )
     answer = {

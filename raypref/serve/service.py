@@ -91,7 +91,16 @@ class Service:
         items = (
             candidates if isinstance(candidates, Bulk) else [(request.prompt, item) for item in candidates]
         )
-        intake.add("candidates", items)
+        count = intake.count(intake.add("candidates", items))
+        scores = count * max(1, len(request.users or ()))
+        # Before anything is embedded: that costs more than all else.
+        if count > self._config.max_candidates or scores > self._config.max_scores:
+            raise WireError(
+                422,
+                f"{scores} scores of {count} candidates: one request may ask for "
+                f"{self._config.max_scores} scores of {self._config.max_candidates}; send it in parts.",
+                "candidates",
+            )
         baseline = request.baseline if isinstance(request, ScoreRequest) else None
         has_baseline = baseline is not None or "baseline" in tensors
         if has_baseline:
@@ -99,14 +108,6 @@ class Service:
         has_own = self._add_own(intake, request)
         groups = await intake.resolve(self._embedder)
         own = groups[-2:] if has_own else []
-        count = len(groups[0]) * max(1, len(request.users or ()))
-        if len(groups[0]) > self._config.max_candidates or count > self._config.max_scores:
-            raise WireError(
-                422,
-                f"{count} scores of {len(groups[0])} candidates: one request may ask for "
-                f"{self._config.max_scores} scores of {self._config.max_candidates}; send it in parts.",
-                "candidates",
-            )
         call = calls.Score(
             tenant, _who(request, own, tensors), groups[0], groups[1] if has_baseline else None, request.model
         )

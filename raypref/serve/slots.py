@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from raypref.serve.judge import Judge
 
@@ -41,7 +42,10 @@ def _spread(emb_ND: np.ndarray) -> np.ndarray:
 
 
 def infer(judge: Judge, histories: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Return vectors_UZ of users, each given as evidence_PE and weight_P; no evidence gives the prior."""
+    """Return vectors_UZ of users, each given as evidence_PE and weight_P; no evidence gives the prior.
+
+    A user whom the method's solver fails on has no finite vector, and is no matter of the others.
+    """
     vectors_UZ = np.empty((len(histories), len(judge.prior_Z)), np.float32)
     alike: dict[int, list[int]] = {}
     for row, (_, weight_P) in enumerate(histories):
@@ -54,5 +58,9 @@ def infer(judge: Judge, histories: Sequence[tuple[np.ndarray, np.ndarray]]) -> n
             places = [nobody] * (USERS * PITCH)
             for place, row in enumerate(batch):
                 places[place * PITCH] = histories[row]
-            vectors_UZ[batch] = judge.infer(places)[::PITCH][: len(batch)]
+            try:
+                vectors_UZ[batch] = judge.infer(places)[::PITCH][: len(batch)]
+            except torch.linalg.LinAlgError:
+                for row in batch:
+                    vectors_UZ[row] = infer(judge, [histories[row]])[0] if len(batch) > 1 else np.nan
     return vectors_UZ

@@ -33,7 +33,7 @@ class Standing:
 
 
 class Standings:
-    """The standings of all tenants' users, behind one store; methods block, and may be called from any thread."""
+    """Of the users of all tenants, behind one store; methods block, and may be called from any thread."""
 
     def __init__(
         self, store: Store, half_life_days: float | None = None, clock: Callable[[], float] = time.time

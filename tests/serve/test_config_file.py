@@ -99,3 +99,15 @@ def test_what_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_the_small_configuration_is_valid_as_it_stands() -> None:
     parse_serve_config(yaml.safe_load(yaml.safe_dump(small())), [], "test")
+
+
+@pytest.mark.parametrize(("installed", "engine"), [(True, "vllm"), (False, "transformers")])
+def test_text_is_embedded_by_vllm_where_it_is_installed(
+    installed: bool, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raypref.serve.config.find_spec", lambda name: object() if installed else None)
+    raw = small()
+    raw["applications"][0]["args"]["embed"] = {}
+    (application,) = applications(parse_serve_config(raw, [], "test"))
+    assert application.embed is not None
+    assert application.embed.engine == engine

@@ -7,9 +7,10 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import numpy as np
@@ -36,7 +37,13 @@ class Ledger:
 
 
 async def write(
-    url: str, stop: threading.Event, ledger: Ledger, writers: int, users: int, pause_s: float, timeout_s: float
+    url: str,
+    stop: threading.Event,
+    ledger: Ledger,
+    writers: int,
+    users: int,
+    pause_s: float,
+    timeout_s: float,
 ) -> None:
     """Add comparisons of random users until stopped, each writer one call at a time."""
 
@@ -113,14 +120,14 @@ async def score(
 
 
 @contextmanager
-def behind(work: Callable[[threading.Event], asyncio.Future[None]]) -> Iterator[None]:
+def behind(work: Callable[[threading.Event], Coroutine[Any, Any, None]]) -> Generator[None]:
     """Run a coroutine in a thread during a block; it ends when the event it is given is set."""
     stop = threading.Event()
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            asyncio.run(work(stop))  # pyright: ignore[reportArgumentType]
+            asyncio.run(work(stop))
         except BaseException as error:
             errors.append(error)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ class RealService:
                     "name": "raypref",
                     "route_prefix": "/",
                     "import_path": "raypref.serve.app:build",
-                    "args": {"bundle": str(bundle), "store": f"sqlite:///{self.database}", "open": True, **args},
+                    "args": {
+                        "bundle": str(bundle),
+                        "store": f"sqlite:///{self.database}",
+                        "open": True,
+                        **args,
+                    },
                     "deployments": [
                         {"name": "Ingress", "num_replicas": 2, "ray_actor_options": {"num_cpus": 0.2}},
                         {"name": "Scorer", "ray_actor_options": {"num_cpus": 0.3}},
@@ -132,16 +138,8 @@ class RealService:
             self._process.wait(20)
 
     def stop(self) -> None:
-        """Stop as Ctrl-C does; whatever is left after that is killed."""
-        everything = self.processes()
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(60)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        for process in psutil.wait_procs(everything, timeout=10)[1]:
-            _signal(process, signal.SIGKILL)
+        """End it for good; by force, because Serve drains an ingress for half a minute."""
+        self.kill()
         shutil.rmtree(self._haproxy, ignore_errors=True)
 
     def await_answer(self, path: str, status: int, within_s: float = 30.0) -> httpx.Response:
@@ -189,7 +187,5 @@ def _command(process: psutil.Process) -> str:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass

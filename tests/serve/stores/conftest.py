@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from tests.serve.stores.servers import Postgres, Redis, Server
+from tests.serve.stores.servers import Server
 
 
 @contextmanager
@@ -23,17 +21,3 @@ def running(make: Callable[[Path], Server]) -> Iterator[Server]:
         finally:
             if server.process is not None:
                 server.kill()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with running(Postgres) as server:
-        assert isinstance(server, Postgres)
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[Redis]:
-    with running(Redis) as server:
-        assert isinstance(server, Redis)
-        yield server
