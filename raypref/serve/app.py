@@ -72,16 +72,20 @@ class RayEmbedder:
 
     async def embed(self, items: Sequence[tuple[Text | None, Text]]) -> tuple[np.ndarray, EmbedderIdentity]:
         """Return embeddings and what made them; see `TextEmbedder.embed`."""
-        if self._identity is None:
-            self._identity = cast(EmbedderIdentity, await self._remote.call("describe"))
-        template = self._config.template
+        identity, template = await self.describe(), self._config.template
         texts = [rendered(template, prompt, response) for prompt, response in items]
         if self._config.prompts:
             texts += [rendered_prompt(template, prompt or "") for prompt, _ in items]
         emb_ND: np.ndarray = await self._remote.call("embed", texts)
         if self._config.prompts:
             emb_ND = np.concatenate(np.split(emb_ND, 2), 1)
-        return emb_ND, self._identity
+        return emb_ND, identity
+
+    async def describe(self) -> EmbedderIdentity:
+        """Return which map from text to vectors this is; the same for the life of the deployment."""
+        if self._identity is None:
+            self._identity = cast(EmbedderIdentity, await self._remote.call("describe"))
+        return self._identity
 
 
 class Ingress:
@@ -108,7 +112,7 @@ def build(args: ServeConfig) -> Application:
     """
     logging.getLogger("ray.serve.raypref").setLevel(logging.INFO)
     if args.embed is not None:
-        args = args.model_copy(update={"embed": matching(args.embed, read_info(args.bundle).embedder)})
+        args = args.model_copy(update={"embed": matching(args.embed, read_info(args.bundle))})
     settings = args.settings
     scorer = _deployment(
         Scorer,

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve import Deployment
 
 from raypref import schema
+from raypref.checkpoint import BundleInfo
 from raypref.config import EmbedConfig, HTTPConfig
 from raypref.data import rows
 from raypref.data.parts import check_vectors
@@ -182,12 +183,14 @@ class Embedder:
             return [refusal] * len(requests)
 
 
-def matching(config: EmbedConfig, embedder: schema.Embedder) -> EmbedConfig:
-    """Return `config` with everything it leaves open as a bundle's embedder has it.
+def matching(config: EmbedConfig, info: BundleInfo) -> EmbedConfig:
+    """Return `config` with everything it leaves open as a bundle has it.
 
     So a service names the engine, and need not repeat template, pooling, normalisation and cut.
     """
+    embedder = info.embedder
     open_fields = {
+        "prompts": info.method.needs_prompts,
         "template": embedder.template,
         "pooling": embedder.pooling,
         "normalise": embedder.normalised,

@@ -27,6 +27,10 @@ class TextEmbedder(Protocol):
         """
         ...
 
+    async def describe(self) -> Embedder:
+        """Return which map from text to vectors this is."""
+        ...
+
 
 class Intake:
     """The items of one request, in groups; each group becomes one `Items`."""

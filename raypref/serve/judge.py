@@ -115,7 +115,8 @@ class Judge:
         """Return item_NF."""
         return self._model.item(_float(emb_ND))
 
-    @torch.inference_mode()
+    # Not inference_mode: the published solvers of some methods follow gradients.
+    @torch.no_grad()
     def infer(self, histories: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return vectors_UZ of users, each given as evidence_PE and weight_P; no evidence gives the prior."""
         longest = max(1, *(len(weight_P) for _, weight_P in histories))

@@ -21,6 +21,16 @@ THROUGHPUT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED"
 """HAProxy before the replicas, and no thread between a replica's loop and our code: about twelve times the
 requests a second of Serve's own proxy. It listens on every interface, whatever `host` says."""
 
+SERVE = {
+    # uvloop accepts one connection a turn: under too much load most would wait in the kernel, unanswered.
+    "RAY_USE_UVLOOP": "0",
+    # From the ingress to the Scorers and back: 4 MiB, unless told otherwise.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+}
+"""What else Ray reads from its environment, on every node of a cluster that serves."""
+
 POLL_S = 0.2
 
 
@@ -32,10 +42,8 @@ def set_throughput(throughput: bool) -> None:
     """
     for name, value in THROUGHPUT.items():
         os.environ.setdefault(name, value if throughput else "0")
-    # uvloop accepts one connection a turn: under too much load most would wait in the kernel, unanswered.
-    os.environ.setdefault("RAY_USE_UVLOOP", "0")
-    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
-    os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+    for name, value in SERVE.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from raypref.data.items import ItemTable
 from raypref.errors import MismatchError
-from raypref.schema import HASH_BYTES
+from raypref.schema import HASH_BYTES, require_embedder
 from raypref.serve.calls import Items
 from raypref.serve.judge import Judge
 from raypref.wire.arrays import Encoded
@@ -30,12 +30,11 @@ def embeddings(judge: Judge, given: Items) -> np.ndarray:
     Raises:
         WireError: a width, a row or an embedder that the bundle does not take.
     """
-    if given.embedder is not None and given.embedder != judge.info.embedder:
-        raise WireError(
-            503,
-            f"the service embeds text with {given.embedder.model}@{given.embedder.revision}, the bundle was "
-            f"trained on {judge.info.embedder.model}@{judge.info.embedder.revision}; change `embed`.",
-        )
+    if given.embedder is not None:
+        try:
+            require_embedder(given.embedder, judge.info.embedder, "embed")
+        except MismatchError as error:
+            raise WireError(503, str(error)) from error
     if len(given.emb_MD) and given.emb_MD.shape[1] != judge.width:
         raise WireError(
             422,

@@ -7,6 +7,8 @@ import random
 import time
 from typing import Any, Protocol
 
+from grpc import StatusCode
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -61,8 +63,10 @@ class RayRemote:
                     f"{self._name} did not answer within {self._timeout_s:g} s; try again.",
                     retry_after_s=1,
                 ) from None
-            except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+            except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, AioRpcError) as error:
                 # The replica died under the call, or is on its way up or down.
+                if isinstance(error, AioRpcError) and error.code() is not StatusCode.CANCELLED:
+                    raise
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
                 if time.monotonic() + pause_s > deadline_s:
                     raise WireError(503, f"no {self._name} is up; try again.", retry_after_s=1) from error

@@ -142,12 +142,10 @@ def native_router(service: Service) -> APIRouter:
 
     @router.get("/readyz", tags=["service"])
     async def readyz() -> Response:
-        """Whether a bundle is loaded and the store answers."""
-        found = await service.describe()
-        if found.store_down is not None:
-            raise WireError(503, f"the store of users is down: {found.store_down}", retry_after_s=1)
-        if found.refused is not None:
-            raise WireError(503, f"{found.model} serves, its successor was refused: {found.refused}")
+        """Whether the bundle asked for serves, the store answers and text is embedded as it needs."""
+        trouble = await service.trouble()
+        if trouble is not None:
+            raise WireError(503, trouble, retry_after_s=1)
         return Response(b'{"status":"ready"}', media_type="application/json")
 
     return router

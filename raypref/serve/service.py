@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from raypref.errors import MismatchError
+from raypref.schema import require_embedder
 from raypref.serve import calls
 from raypref.serve.batching import Batcher
 from raypref.serve.calls import LEARNED_TOGETHER, comparisons_of, scores_of
@@ -202,6 +204,20 @@ class Service:
             seen_users=found.seen_users,
         )
         return ModelsAnswer(data=[card])
+
+    async def trouble(self) -> str | None:
+        """Return what keeps the service from doing all it should; None where nothing does."""
+        found = await self.describe()
+        if found.store_down is not None:
+            return f"the store of users is down: {found.store_down}"
+        if found.refused is not None:
+            return f"{found.model} serves, its successor was refused: {found.refused}"
+        if self._embedder is not None:
+            try:
+                require_embedder(await self._embedder.describe(), found.embedder, "embed")
+            except MismatchError as error:
+                return str(error)
+        return None
 
     async def describe(self) -> calls.Description:
         """Return which model is served, and how the store is."""

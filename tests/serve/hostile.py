@@ -56,7 +56,7 @@ COMPAT_BODIES: dict[str, dict[str, Any]] = {
     "/classify": {"model": "m", "user": "ann", "input": ["a"]},
     "/pooling": {"input": ["a"], "encoding_format": "float", "task": "classify"},
     "/score": {"user": "ann", "queries": "q", "documents": ["a", "b"]},
-    "/rerank": {"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1},
+    "/rerank": {"query": "q", "documents": ["a", "b"], "top_n": 1},
     "/v1/rerank": {"query": "q", "documents": ["a"], "user": "ann"},
     "/v2/rerank": {"query": "q", "texts": ["a", "b"], "return_text": True, "raw_scores": False},
     "/predict": {"inputs": [["a", "b"]], "raw_scores": True, "user": "ann"},
@@ -113,10 +113,6 @@ def replaced(body: Any, path: tuple[Any, ...], value: Any) -> Any:
     return body
 
 
-class Literal:
-    """Stands in a body for text that is no JSON."""
-
-
 def written(body: Any, path: tuple[Any, ...], literal: str) -> bytes:
     return (
         json.dumps(replaced(body, path, "\x02literal\x02"))
@@ -157,8 +153,9 @@ def wrong_forms(path: str, body: dict[str, Any]) -> Iterator[Attack]:
     text = json.dumps(body).encode()
     bomb = gzip.compress(b"[" + b"0," * 2_000_000 + b"0]")
     for kind in (
-        "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a", "application/xml",
-        "application/octet-stream", "application/x-python-serialize", "application/jsonx", "json", "", "*/*",
+        "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a",
+        "application/xml", "application/octet-stream", "application/x-python-serialize",
+        "application/jsonx", "json", "", "*/*",
         "application/json; charset=utf-16", "application/json; charset=latin-1", "application/x-ndjson",
     ):  # fmt: skip
         yield Attack(f"type {kind}", "POST", path, text, {"content-type": kind})
@@ -209,15 +206,15 @@ def arrays(width: int) -> Iterator[Attack]:
         body = {"candidates": {"embeddings": array}}
         for path in ("/v1/score", "/v1/rank"):
             yield Attack(f"array {name}", "POST", path, json.dumps(body).encode())
-        flat = {**array, "shape": [width]} if isinstance(array, dict) else array
         for body in (
-            {"candidates": [{"embedding": flat}]},
+            {"candidates": [{"embedding": array}]},
             {"candidates": candidates(good), "vector": array},
             {"candidates": candidates(good), "baseline": {"embedding": array}},
         ):
-            if body.get("vector") is array and name in ("too wide", "too narrow", "no width", "one axis"):
+            if body.get("vector") is array and name in ("no width",):
                 continue
-            if "baseline" in body and name in ("one axis",):
+            if name == "one axis":
+                # Right, where it is one vector.
                 continue
             yield Attack(f"item {name}", "POST", "/v1/score", json.dumps(body).encode())
     lists: dict[str, Any] = {
@@ -260,10 +257,11 @@ def ids_and_paths() -> Iterator[Attack]:
             asked = {"query": ["a"], "labels": [name]}
             yield Attack(f"label {name!r}", "POST", "/get_reward", json.dumps(asked).encode())
     for path in (
-        "/v1/users/ann/../ben", "/v1/users//ann", "/v1/users/ann/", "//v1/users/ann", "/v1/users/ann/./export",
-        "/v1/users/..%2fadmin", "/v1/users/..%5cadmin", "/v1/users/%252e%252e", "/v1/../healthz", "/V1/users/ann",
-        "/v1/users/ann%3bx", "/v1/users/ann;x", "/v1/users/ann%00", "/v1/users/ann%0d%0ax-a:%20b", "/v1", "/v1/users",
-        "/static/../../etc/passwd", "/etc/passwd", "/docs/../v1/users/ann", "/v1/users/ann/comparisons", "/%", "/%zz",
+        "/v1/users//ann", "/v1/users/ann/", "/v1/users/..%2fadmin", "/v1/users/..%5cadmin",
+        "/v1/users/%252e%252e", "/v1/users/%2e%2e/ben", "/V1/users/ann", "/v1/users/ann%3bx",
+        "/v1/users/ann;x", "/v1/users/ann%00", "/v1/users/ann%0d%0ax-a:%20b", "/v1", "/v1/users",
+        "/etc/passwd",
+        "/static/%2e%2e/%2e%2e/etc/passwd", "/docs/%2e%2e/v1/users/ann", "/v1/users/ann/comparisons", "/%25",
         "/v1/score", "/healthz/", "/v1/users/ann/comparisons/a/b", "/favicon.ico", "/metrics", "/-/routes",
     ):  # fmt: skip
         yield Attack(f"path {path}", "GET", path)
@@ -307,7 +305,8 @@ def bulk(width: int) -> Iterator[Attack]:
         "two widths": pack_request({}, {"candidates": some(1, 3, width), "baseline": some(1, width + 1)}),
         "nan": pack_request({}, {"candidates": nan}),
         "twice": pack_request({"candidates": [{"item": 0}]}, {"candidates": some(1, 3, width)}),
-        "empty": b"", "zeros": bytes(64), "json": b'{"candidates": []}', "long header": (2**63).to_bytes(8, "little") + b"{}",
+        "empty": b"", "zeros": bytes(64), "json": b'{"candidates": []}',
+        "long header": (2**63).to_bytes(8, "little") + b"{}",
     }  # fmt: skip
     for cut in range(0, len(good), max(1, len(good) // 40)):
         bodies[f"cut at {cut}"] = good[:cut]
@@ -386,7 +385,7 @@ def from_schema(schema: dict[str, Any], width: int) -> Iterator[Attack]:
 def _resolved(kind: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the alternatives of a schema."""
     if "$ref" in kind:
-        *_, parent, name = kind["$ref"].split("/")
+        name = kind["$ref"].rpartition("/")[2]
         found = schema["components"]["schemas"].get(name) or kind.get("$defs", {}).get(name)
         yield from _resolved(found, schema)
     elif "anyOf" in kind:
@@ -428,7 +427,7 @@ def fits(value: Any, kind: dict[str, Any], schema: dict[str, Any]) -> bool:
     if expected == "string":
         if not isinstance(value, str) or ("enum" in kind and value not in kind["enum"]):
             return False
-        return "pattern" not in kind or not value or value.isalnum() and len(value) <= 128
+        return "pattern" not in kind or not value or (value.isalnum() and len(value) <= 128)
     if expected == "null":
         return value is None
     if expected == "array":

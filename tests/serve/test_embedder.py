@@ -16,6 +16,7 @@ import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from raypref.checkpoint import BundleInfo
 from raypref.config import HTTPConfig, InputConfig, RunConfig, TransformersConfig, VLLMConfig
 from raypref.data.items import ItemTable
 from raypref.embed import http
@@ -24,6 +25,7 @@ from raypref.embed.load import load_engine
 from raypref.embed.pipeline import embed, embed_texts
 from raypref.embed.transformers import TransformersEngine
 from raypref.errors import ConfigError
+from raypref.methods.pal_b import PALBConfig
 from raypref.schema import Embedder as Identity
 from raypref.schema import content_hash
 from raypref.serve.embedder import (
@@ -410,13 +412,24 @@ def test_what_a_service_leaves_open_is_as_the_bundle_has_it() -> None:
         revision="1",
         pooling="last",
         normalised=False,
-        template="{response}!",
+        template="{prompt} {response}!",
         max_length=99,
         dim=3,
     )
-    open_config = matching(TransformersConfig(model="other", batch_size=5), embedder)
-    assert isinstance(open_config, TransformersConfig)
-    assert (open_config.pooling, open_config.normalise) == ("last", False)
-    assert (open_config.template, open_config.max_length) == ("{response}!", 99)
-    assert (open_config.model, open_config.batch_size) == ("other", 5)
-    assert matching(TransformersConfig(template="{response}?"), embedder).template == "{response}?"
+    info = BundleInfo(
+        method=PALBConfig(),
+        dim=6,
+        users=1,
+        embedder=embedder,
+        data_fingerprint="0",
+        steps=1,
+        metrics={},
+        versions={},
+    )
+    left_open = matching(TransformersConfig(model="other", batch_size=5), info)
+    assert isinstance(left_open, TransformersConfig)
+    assert (left_open.pooling, left_open.normalise, left_open.prompts) == ("last", False, True)
+    assert (left_open.template, left_open.max_length) == ("{prompt} {response}!", 99)
+    assert (left_open.model, left_open.batch_size) == ("other", 5)
+    given = TransformersConfig(template="{prompt}{response}?")
+    assert matching(given, info).template == "{prompt}{response}?"

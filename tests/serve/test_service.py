@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from raypref.checkpoint import Bundle
 from raypref.data.items import write_items
 from raypref.methods.fewshot import expected_gain, unpack
 from raypref.methods.pref import PReF
-from raypref.schema import HASH_BYTES
+from raypref.schema import HASH_BYTES, Embedder
 from raypref.wire.arrays import Encoded
+from raypref.wire.requests import Text
 from raypref.wire.tensors import MEDIA_TYPE, pack_request, unpack_answer
 from tests.serve.conftest import MakeBundle
 from tests.serve.local import ANN, Local, candidates, compared, embedded
@@ -398,4 +399,23 @@ def test_a_damaged_bundle_is_refused_and_the_old_one_serves_on(tmp_path: Path, b
     assert scores(local)["cold"]
     local.use(bundle_of("vrf"))
     assert local.ask("GET", "/readyz") == {"status": "ready"}
+    local.close()
+
+
+class OtherEmbedder:
+    """Makes vectors of another model than the bundle's."""
+
+    async def embed(self, items: Sequence[tuple[Text | None, Text]]) -> tuple[np.ndarray, Embedder]:
+        return np.zeros((len(items), DIM), np.float16), await self.describe()
+
+    async def describe(self) -> Embedder:
+        return embedder_of().model_copy(update={"model": "another"})
+
+
+def test_text_of_another_embedder_is_never_scored(bundle_of: MakeBundle) -> None:
+    local = Local(bundle_of("vrf"), embedder=OtherEmbedder())
+    asked = {"candidates": [{"text": "a"}, {"text": "b"}]}
+    for method, path, body in (("POST", "/v1/score", asked), ("GET", "/readyz", None)):
+        error = local.refused(503, method, path, body)
+        assert "model 'another' instead of 'test'" in error["message"]
     local.close()
