@@ -90,6 +90,12 @@ def _add_serving(command: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_false",
         help="Serve's own proxy instead of HAProxy: slower, and listens only where http_options.host says",
     )
+    serve.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="where Prometheus finds figures; default: any free one",
+    )
     keys = command("keys", _keys, "make or revoke API keys of the service")
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="add a key to a file and print it, once")

@@ -2,7 +2,6 @@
 
 # Serve reads the annotation of `build` as it stands, so annotations are no strings here.
 
-import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -33,6 +32,12 @@ from raypref.serve.routes import native_router
 from raypref.serve.scorer import Scorer
 from raypref.serve.service import Service
 from raypref.wire.requests import DecayRequest, LearnRequest, RankRequest, ScoreRequest, SuggestRequest, Text
+
+ALONE = "memory:"
+"""The store that no two replicas can share."""
+
+ONGOING = 3
+"""Messages under way at a Scorer that keep it busy; each holds many requests."""
 
 REQUESTS = (DecayRequest, LearnRequest, RankRequest, ScoreRequest, SuggestRequest)
 
@@ -108,9 +113,9 @@ class Ingress:
 def build(args: ServeConfig) -> Application:
     """Return the application; what Serve's configuration says of a deployment overrides what is set here.
 
-    `bundle` reaches the Scorers as `user_config`: changed, it is swapped in place.
+    `bundle` reaches the Scorers as `user_config`, where a configuration may name another one: replicas swap to
+    it in place. A change of `args` starts them anew.
     """
-    logging.getLogger("ray.serve.raypref").setLevel(logging.INFO)
     if args.embed is not None:
         args = args.model_copy(update={"embed": matching(args.embed, read_info(args.bundle))})
     settings = args.settings
@@ -122,8 +127,8 @@ def build(args: ServeConfig) -> Application:
         max_queued_requests=8 * args.batch,
         autoscaling_config={
             "min_replicas": 1,
-            "max_replicas": 4,
-            "target_ongoing_requests": args.batch / 2,
+            "max_replicas": 1 if args.store.startswith(ALONE) else 4,
+            "target_ongoing_requests": ONGOING,
             "upscale_delay_s": 3,
             "downscale_delay_s": 60,
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +16,7 @@ from raypref.serve.stores.base import Store
 
 def serve(arguments: Namespace) -> None:
     """Serve until stopped."""
-    serve_forever(arguments.config, arguments.overrides, print)
+    serve_forever(arguments.config, arguments.overrides, arguments.metrics_port, partial(print, flush=True))
 
 
 def keys(arguments: Namespace) -> None:

@@ -81,7 +81,10 @@ class ServeSettings(Section):
 class ServeConfig(ServeSettings):
     """The application."""
 
-    bundle: Path = Field(description="Trained bundle; changed while serving, it is swapped without a stop.")
+    bundle: Path = Field(
+        description="Trained bundle. Replicas swap to another one in place where the Scorer's `user_config` "
+        "names it; `raypref serve` does so on SIGHUP."
+    )
 
     @property
     def settings(self) -> ServeSettings:

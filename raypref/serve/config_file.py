@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from raypref.config_file import apply_override, describe
 from raypref.errors import ConfigError
@@ -72,6 +72,16 @@ def _check(application: ServeApplicationSchema, where: str) -> None:
     for deployment in application.deployments:
         if deployment.name not in known:
             raise ConfigError(f"{where}: deployments: {deployment.name} is none of {', '.join(known)}.")
+        if deployment.name == "Scorer" and args.store.startswith("memory:") and _most(deployment) != 1:
+            raise ConfigError(
+                f"{where}: deployments: Scorer: memory: is for one replica; use sqlite:///FILE."
+            )
+
+
+def _most(deployment: DeploymentSchema) -> object:
+    """Return how many replicas a deployment may have, as far as its configuration says."""
+    given = deployment.model_dump(exclude_unset=True)
+    return given.get("num_replicas") or (given.get("autoscaling_config") or {}).get("max_replicas", 1)
 
 
 def _unknown(raw: Any, parsed: Any, place: str) -> Iterator[str]:

@@ -50,6 +50,11 @@ class Limits(BaseModel):
     )
     body_timeout_s: float = Field(default=10.0, gt=0, description="Time a client has to send its whole body.")
     max_in_flight: int = Field(default=256, gt=0, description="Requests in the process at once.")
+    patience_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Longest wait for room: a refusal costs about half of what an answer does.",
+    )
     retry_after_s: int = Field(
         default=1, ge=0, description="When a client that found no room is to come back."
     )
@@ -68,6 +73,7 @@ class Guard:
         self._limits = limits
         self._keys = keys
         self._meter = meter
+        self._room = asyncio.Semaphore(limits.max_in_flight)
         self._in_flight = 0
         self._held_bytes = 0
 
@@ -100,8 +106,12 @@ class Guard:
         if self._keys is not None:
             call.state["tenant"] = self._tenant(self._keys, call.headers)
         limits = self._limits
-        if self._in_flight >= limits.max_in_flight:
-            raise overloaded(path, "Too many requests are under way; try again.", limits.retry_after_s)
+        try:
+            async with asyncio.timeout(limits.patience_s if self._room.locked() else None):
+                await self._room.acquire()
+        except TimeoutError as error:
+            message = "Too many requests are under way; try again."
+            raise overloaded(path, message, limits.retry_after_s) from error
         self._in_flight += 1
         self._meter.in_flight(self._in_flight)
         try:
@@ -110,6 +120,7 @@ class Guard:
                 call.state["body"] = body
                 await self._app(scope, _replay(body, receive), call.send)
         finally:
+            self._room.release()
             self._in_flight -= 1
             self._held_bytes -= call.bytes_in
             self._meter.in_flight(self._in_flight)

@@ -22,8 +22,6 @@ THROUGHPUT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED"
 requests a second of Serve's own proxy. It listens on every interface, whatever `host` says."""
 
 SERVE = {
-    # uvloop accepts one connection a turn: under too much load most would wait in the kernel, unanswered.
-    "RAY_USE_UVLOOP": "0",
     # From the ingress to the Scorers and back: 4 MiB, unless told otherwise.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -47,10 +45,16 @@ def set_throughput(throughput: bool) -> None:
 
 
 @contextmanager
-def running(config: ServeDeploySchema, cpus: int | None = None, ready_s: float = 180.0) -> Generator[str]:
+def running(
+    config: ServeDeploySchema,
+    cpus: int | None = None,
+    metrics_port: int | None = None,
+    ready_s: float = 180.0,
+) -> Generator[str]:
     """Run a block with the applications up, and yield the address at which they answer.
 
-    Connects to the cluster of RAY_ADDRESS, or starts a local one.
+    Connects to the cluster of RAY_ADDRESS, or starts a local one, which shows Prometheus its figures at
+    `metrics_port`.
 
     Raises:
         ConfigError: an application failed to start, or took longer than `ready_s`.
@@ -59,7 +63,7 @@ def running(config: ServeDeploySchema, cpus: int | None = None, ready_s: float =
 
     from raypref.cluster import connected
 
-    with connected(cpus):
+    with connected(cpus, metrics_port):
         try:
             deploy(config)
             _await(config, ready_s)
@@ -129,13 +133,16 @@ def _await(config: ServeDeploySchema, ready_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def serve_forever(path: Path, overrides: list[str], say: Callable[[str], None]) -> None:
+def serve_forever(
+    path: Path, overrides: list[str], metrics_port: int | None, say: Callable[[str], None]
+) -> None:
     """Serve a configuration until SIGINT or SIGTERM, and say where it listens; SIGHUP reads it again."""
     config = _read(path, overrides)
     signals: SimpleQueue[int] = SimpleQueue()
     _send_to(signals)
-    with running(config):
+    with running(config, metrics_port=metrics_port):
         say(listening(config))
+        say(measured())
         # Ray has taken them over.
         _send_to(signals)
         while signals.get() == signal.SIGHUP:
@@ -145,6 +152,15 @@ def serve_forever(path: Path, overrides: list[str], say: Callable[[str], None]) 
             except RayprefError as error:
                 say(f"{path} is not taken over, the service goes on as it was: {error}")
     say("stopped.")
+
+
+def measured() -> str:
+    """Say where Prometheus finds the figures of this machine."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    port = next(node["MetricsExportPort"] for node in ray.nodes() if node["NodeID"] == here)
+    return f"figures for Prometheus: http://127.0.0.1:{port}/metrics"
 
 
 def _send_to(signals: SimpleQueue[int]) -> None:

@@ -48,7 +48,7 @@ Tensors = Mapping[str, np.ndarray]
 
 A = TypeVar("A")
 
-LANES = 8
+LANES = 4
 """Messages under way from one ingress to the Scorers, of each kind."""
 
 FUTURE_S = 300.0

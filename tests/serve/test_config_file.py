@@ -22,7 +22,7 @@ def small() -> dict[str, Any]:
                 "name": "raypref",
                 "route_prefix": "/",
                 "import_path": "raypref.serve.app:build",
-                "args": {"bundle": "bundle", "open": True, "store": "memory:"},
+                "args": {"bundle": "bundle", "open": True, "store": "sqlite:///users.db"},
                 "deployments": [
                     {"name": "Scorer", "autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
                     {"name": "Ingress", "ray_actor_options": {"num_cpus": 1}},
@@ -61,6 +61,7 @@ def test_overrides_reach_the_arguments() -> None:
         (("applications", 0, "args"), "open", False, "raypref keys create"),
         (("applications", 0, "args"), "keys", "k.json", "contradict"),
         (("applications", 0, "args"), "keep", "ids", "items"),
+        (("applications", 0, "args"), "store", "memory:", "memory: is for one replica"),
         (("applications", 0, "args"), "embed", {"engine": "vlmm"}, "args: embed"),
         (("applications", 0, "args"), "half_life_days", 0, "half_life_days"),
         (("applications", 0, "deployments", 0), "name", "Scorre", "Scorre is none of Ingress, Scorer"),

@@ -25,7 +25,14 @@ from raypref.wire.answers import ErrorAnswer
 from raypref.wire.errors import WireError
 from raypref.wire.tensors import MEDIA_TYPE
 
-SMALL = Limits(max_body_bytes=1000, max_bulk_bytes=5000, body_timeout_s=0.3, max_in_flight=2, retry_after_s=7)
+SMALL = Limits(
+    max_body_bytes=1000,
+    max_bulk_bytes=5000,
+    body_timeout_s=0.3,
+    max_in_flight=2,
+    patience_s=0.05,
+    retry_after_s=7,
+)
 
 JSON = {"content-type": "application/json"}
 
