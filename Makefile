@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 LOCK ?= requirements/cpu.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint types floors spell lock bench clean help
+.PHONY: demo test load check lint types floors spell lock bench clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -14,6 +14,9 @@ demo: $(VENV)/installed  ## run the whole job on text that the project ships, wi
 
 test: $(VENV)/installed check  ## lint, types, floors, then every test
 	$(BIN)/pytest
+
+load: $(VENV)/installed  ## overload, large requests and a soak of a running service, on an idle machine
+	$(BIN)/pytest tests/serve/chaos -m load -rP
 
 check: lint types floors spell  ## everything but the tests
 

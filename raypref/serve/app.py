@@ -113,8 +113,8 @@ class Ingress:
 def build(args: ServeConfig) -> Application:
     """Return the application; what Serve's configuration says of a deployment overrides what is set here.
 
-    `bundle` reaches the Scorers as `user_config`, where a configuration may name another one: replicas swap to
-    it in place. A change of `args` starts them anew.
+    `bundle` reaches the Scorers as `user_config`, where a configuration may name another one: replicas swap
+    to it in place. A change of `args` starts them anew.
     """
     if args.embed is not None:
         args = args.model_copy(update={"embed": matching(args.embed, read_info(args.bundle))})

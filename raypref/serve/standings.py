@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +25,7 @@ TICKS = 32
 SECONDS_PER_DAY = 86_400.0
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """A user as of one version of the log."""
 
     version: int
@@ -61,8 +62,7 @@ class Standings:
         unique = list(dict.fromkeys(keys))
         states = self._line.ask(lambda store: store.read(unique))
         known: dict[Key, Standing | WireError] = {}
-        for key, state in zip(unique, states, strict=True):
-            standing = _standing(judge, state, basis)
+        for key, standing in zip(unique, _cached(judge, states, basis), strict=True):
             if standing is not None:
                 known[key] = standing
         stale = [key for key in unique if key not in known]
@@ -148,14 +148,22 @@ class Standings:
         return f"{judge.fingerprint}@{self._half_life_s:g}:{tick}", tick * self._half_life_s / TICKS
 
 
-def _standing(judge: Judge, state: State, basis: str) -> Standing | None:
-    """Return a user as the store's vector has them; None where it is of another bundle, or damaged."""
-    if not state.shots:
-        return Standing(state.version, 0, judge.prior_Z)
-    if state.basis != basis or len(state.vector) != 4 * len(judge.prior_Z):
-        return None
-    vector_Z = np.frombuffer(state.vector, "<f4")
-    return Standing(state.version, state.shots, vector_Z) if np.isfinite(vector_Z).all() else None
+def _cached(judge: Judge, states: Sequence[State], basis: str) -> list[Standing | None]:
+    """Return users as the store's vectors have them; None where one is of another bundle, or damaged."""
+    width = len(judge.prior_Z)
+    fits = [bool(state.shots) and state.basis == basis and len(state.vector) == 4 * width for state in states]
+    joined = b"".join(compress((state.vector for state in states), fits))
+    vectors_UZ = np.frombuffer(joined, "<f4").reshape(sum(fits), width)
+    finite_U: np.ndarray = np.isfinite(vectors_UZ).all(axis=1)
+    sound = iter(zip(vectors_UZ, finite_U, strict=True))
+    found: list[Standing | None] = []
+    for state, fit in zip(states, fits, strict=True):
+        if not state.shots:
+            found.append(Standing(state.version, 0, judge.prior_Z))
+            continue
+        vector_Z, finite = next(sound) if fit else (judge.prior_Z, False)
+        found.append(Standing(state.version, state.shots, vector_Z) if finite else None)
+    return found
 
 
 def _readable(judge: Judge, events: Sequence[Event]) -> bool:

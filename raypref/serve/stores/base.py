@@ -48,8 +48,7 @@ class Event:
     """Little-endian float32 (E)."""
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What is known of a user without reading the log."""
 
     version: int = 0

@@ -24,7 +24,7 @@ from tests.serve.world import DIM, make_bundle, some
 
 LOG = logging.getLogger(__name__)
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.load]
 
 MEGABYTE = 2**20
 
@@ -184,7 +184,7 @@ async def mixed(url: str, stop: threading.Event, seed: int, counts: list[int]) -
 
 @pytest.mark.timeout(600)
 def test_memory_does_not_grow_with_time(service: RealService) -> None:
-    lasts_s = float(os.environ.get("RAYPREF_SOAK_S", "75" if os.environ.get("CI") else "180"))
+    lasts_s = float(os.environ.get("RAYPREF_SOAK_S", "180"))
     warm_s = lasts_s / 3
     counts = [0]
     processes = replicas(service)
