@@ -154,7 +154,7 @@ def _cached(judge: Judge, states: Sequence[State], basis: str) -> list[Standing 
     fits = [bool(state.shots) and state.basis == basis and len(state.vector) == 4 * width for state in states]
     joined = b"".join(compress((state.vector for state in states), fits))
     vectors_UZ = np.frombuffer(joined, "<f4").reshape(sum(fits), width)
-    finite_U: np.ndarray = np.isfinite(vectors_UZ).all(axis=1)
+    finite_U = np.logical_and.reduce(np.isfinite(vectors_UZ), axis=1)
     sound = iter(zip(vectors_UZ, finite_U, strict=True))
     found: list[Standing | None] = []
     for state, fit in zip(states, fits, strict=True):
