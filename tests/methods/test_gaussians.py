@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from raypref.methods import gaussians as g
 
@@ -85,3 +88,24 @@ def test_mixture_bound_is_above_the_sampled_divergence_which_is_not_negative(see
     bound = g.kl_to_mixture_bound(mean, var, *mixture)
     assert bool((sampled <= bound + 0.1).all())
     assert bool((sampled >= -0.1).all())
+
+
+def test_information_gain_is_what_sampling_finds() -> None:
+    mean, var = torch.tensor([0.0, 1.5, -3.0]), torch.tensor([4.0, 0.5, 9.0])
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.sigmoid(mean + var.sqrt() * torch.randn(400_000, 3, generator=generator))
+
+    def entropy(p: Tensor) -> Tensor:
+        return torch.special.entr(p) + torch.special.entr(1 - p)
+
+    sampled = entropy(chance.mean(0)) - entropy(chance).mean(0)
+    torch.testing.assert_close(g.information_gain(mean, var), sampled, atol=2e-3, rtol=0.0)
+
+
+def test_information_gain_is_none_without_doubt_and_the_same_either_way_round() -> None:
+    mean, var = torch.linspace(-5, 5, 11), torch.linspace(0, 9, 11)
+    gain = g.information_gain(mean, var)
+    torch.testing.assert_close(gain, g.information_gain(-mean, var))
+    assert gain[0] == 0
+    assert bool((gain >= 0).all())
+    assert float(gain.max()) < math.log(2)

@@ -222,3 +222,18 @@ def test_the_latent_is_the_users_gaussian_and_its_distance_from_the_prior(
 def test_a_space_too_narrow_for_the_bases_is_refused() -> None:
     with pytest.raises(ValidationError, match="at least bases"):
         VRFConfig(bases=40)
+
+
+def test_doubt_is_the_spread_over_the_users_gaussian_and_comparisons_narrow_it() -> None:
+    torch.manual_seed(0)
+    model = VRFConfig().build(Dims(12, 4)).eval()
+    chosen_ND, rejected_ND = torch.randn(2, 30, 12)
+    evidence_BPE = model.evidence(chosen_ND, rejected_ND).expand(2, -1, -1)
+    mask_BP = torch.zeros(2, 30)
+    mask_BP[1] = 1.0
+    user_BZ = model.infer(evidence_BPE, mask_BP)
+    chosen_BNF, rejected_BNF = (model.item(torch.randn(40, 12)).expand(2, -1, -1) for _ in range(2))
+    doubt_BN = model.doubt(chosen_BNF, rejected_BNF, user_BZ)
+    assert bool((doubt_BN >= 0).all())
+    assert doubt_BN[1].mean() < 0.5 * doubt_BN[0].mean()
+    torch.testing.assert_close(doubt_BN, model.doubt(rejected_BNF, chosen_BNF, user_BZ))
