@@ -102,8 +102,8 @@ def read_info(directory: Path) -> BundleInfo:
         MismatchError: another bundle version wrote it.
     """
     path = directory / "checkpoint.json"
-    if not path.is_file():
-        raise InputError(f"{directory}: no bundle here ({path.name} is missing).")
+    if not (directory / MANIFEST).is_file():
+        raise InputError(f"{directory}: no bundle here ({MANIFEST} is missing).")
     try:
         raw = json.loads(path.read_text())
         bundle_version = raw["bundle_version"]
