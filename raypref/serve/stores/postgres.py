@@ -15,15 +15,14 @@ from raypref.serve.stores.base import (
     Write,
     Written,
     event_digest,
-    owner_digest,
 )
 from raypref.serve.stores.postgres_connections import Connections
-from raypref.serve.stores.rules import decayed, draw_salt, here, here_erased, judge
+from raypref.serve.stores.rules import Salted, decayed, here, here_erased, judge
 
 PAGE = 1000
 
 
-class PostgresStore:
+class PostgresStore(Salted):
     """A store in PostgreSQL, in its schema `raypref`."""
 
     durable = "Committed and flushed to the server's disk (fsync and synchronous_commit are on)."
@@ -38,15 +37,6 @@ class PostgresStore:
             MismatchError: a newer raypref made the schema.
         """
         self._connections = Connections(url, timeout_s)
-        self._drawn_salt = ""
-
-    def _owner(self, key: Key) -> str:
-        return owner_digest(self._salt, key)
-
-    @property
-    def _salt(self) -> str:
-        self._drawn_salt = self._drawn_salt or self.setting("salt", draw_salt())
-        return self._drawn_salt
 
     def read(self, keys: Sequence[Key]) -> list[State]:
         """Return the states of users."""

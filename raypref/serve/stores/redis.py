@@ -15,7 +15,6 @@ from raypref.serve.stores.base import (
     Write,
     Written,
     event_digest,
-    owner_digest,
 )
 from raypref.serve.stores.redis_restore import restore
 from raypref.serve.stores.redis_rows import (
@@ -36,13 +35,13 @@ from raypref.serve.stores.redis_rows import (
     unpack_raw,
 )
 from raypref.serve.stores.redis_server import DURABLE, REENCODE, REMEMBER, Change, RedisServer
-from raypref.serve.stores.rules import Standing, decayed, draw_salt, judge
+from raypref.serve.stores.rules import Salted, Standing, decayed, judge
 
 PAGE = 200
 T = TypeVar("T")
 
 
-class RedisStore:
+class RedisStore(Salted):
     """A store in Redis or Valkey."""
 
     nodes: Literal["one", "many"] = "many"
@@ -56,15 +55,6 @@ class RedisStore:
         """
         self._server = RedisServer(url, timeout_s)
         self.durable = DURABLE[self._server.durability]
-        self._drawn_salt = ""
-
-    def _owner(self, key: Key) -> str:
-        return owner_digest(self._salt, key)
-
-    @property
-    def _salt(self) -> str:
-        self._drawn_salt = self._drawn_salt or self.setting("salt", draw_salt())
-        return self._drawn_salt
 
     def read(self, keys: Sequence[Key]) -> list[State]:
         """Return the states of users."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from raypref.errors import InputError
-from raypref.serve.stores.base import Event, Key, State, Write, Written
+from raypref.serve.stores.base import Event, Key, State, Write, Written, owner_digest
 
 
 @dataclass
@@ -22,6 +23,29 @@ class Standing:
     """Chosen and rejected of the log's events, at least of those that the writes name."""
     gone: set[str] = field(default_factory=set)
     """Ids of events that were erased or forgotten, at least of those that the writes name."""
+
+
+def draw_salt() -> str:
+    """Return a new store's salt, 64 hexadecimal digits."""
+    return secrets.token_hex(32)
+
+
+class Salted(ABC):
+    """A store that calls users by digests, under a salt that it draws at first use."""
+
+    _drawn_salt = ""
+
+    @abstractmethod
+    def setting(self, name: str, default: str) -> str:
+        """Return a named string kept with the store; see `Store.setting`."""
+
+    @property
+    def _salt(self) -> str:
+        self._drawn_salt = self._drawn_salt or self.setting("salt", draw_salt())
+        return self._drawn_salt
+
+    def _owner(self, key: Key) -> str:
+        return owner_digest(self._salt, key)
 
 
 def judge(write: Write, standing: Standing, limit: int) -> tuple[Written, list[Event]]:
@@ -57,11 +81,6 @@ def judge(write: Write, standing: Standing, limit: int) -> tuple[Written, list[E
     standing.raw.update((name, (event.chosen, event.rejected)) for name, event in fresh.items())
     state = State(standing.version, standing.shots)
     return Written("applied", state, len(fresh), duplicates, erased), list(fresh.values())
-
-
-def draw_salt() -> str:
-    """Return a new store's salt, 64 hexadecimal digits."""
-    return secrets.token_hex(32)
 
 
 def decayed(weight: float, factor: float) -> float:

@@ -19,15 +19,14 @@ from raypref.serve.stores.base import (
     Write,
     Written,
     event_digest,
-    owner_digest,
 )
-from raypref.serve.stores.rules import decayed, draw_salt, here, here_erased, judge
+from raypref.serve.stores.rules import Salted, decayed, here, here_erased, judge
 from raypref.serve.stores.sqlite_file import SQLiteFile
 
 PAGE = 1000
 
 
-class SQLiteStore:
+class SQLiteStore(Salted):
     """A store in a file, in SQLite's write-ahead mode."""
 
     durable = "Committed and synced to this machine's disk: survives a crash of processes and of the machine."
@@ -42,15 +41,6 @@ class SQLiteStore:
             MismatchError: a newer raypref, or another program, made it.
         """
         self._file = SQLiteFile(path, timeout_s)
-        self._drawn_salt = ""
-
-    def _owner(self, key: Key) -> str:
-        return owner_digest(self._salt, key)
-
-    @property
-    def _salt(self) -> str:
-        self._drawn_salt = self._drawn_salt or self.setting("salt", draw_salt())
-        return self._drawn_salt
 
     def read(self, keys: Sequence[Key]) -> list[State]:
         """Return the states of users."""
