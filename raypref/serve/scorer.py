@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,10 +102,7 @@ class Scorer:
 
     async def score(self, calls: list[Score]) -> list[Scored | WireError] | WireError:
         """Score candidates for users; all calls of one list see the same bundle."""
-        try:
-            return await self._score(calls)
-        except WireError as error:
-            return error
+        return await _told(self._score(calls))
 
     def _score_together(self, sheaves: list[list[Score]]) -> list[list[Scored | WireError]]:
         judge, failing = self._judging(), self._config.on_store_failure
@@ -114,12 +111,7 @@ class Scorer:
 
     async def learn(self, calls: list[Learn]) -> list[Learned | WireError] | WireError:
         """Add comparisons to users: durable when it returns."""
-        try:
-            return await self._learn(calls)
-        except StoreDown as error:
-            return desk.store_refusal(error)
-        except WireError as error:
-            return error
+        return await _told(self._learn(calls))
 
     def _learn_together(self, sheaves: list[list[Learn]]) -> list[list[Learned | WireError]]:
         judge = self._judging()
@@ -177,15 +169,20 @@ class Scorer:
         return self._judge
 
     async def _answer(self, question: Callable[[], T]) -> T | WireError:
-        try:
-            return await self._run(question)
-        except StoreDown as error:
-            return desk.store_refusal(error)
-        except WireError as error:
-            return error
+        return await _told(self._run(question))
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+async def _told(answer: Awaitable[T]) -> T | WireError:
+    """Return an answer, or the refusal that came instead."""
+    try:
+        return await answer
+    except StoreDown as error:
+        return desk.store_refusal(error)
+    except WireError as error:
+        return error
 
 
 def _part(answers: list[T], like: Sequence[Sequence[object]]) -> list[list[T]]:
