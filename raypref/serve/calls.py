@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 
 from raypref.schema import Embedder
+from raypref.wire.errors import WireError
+
+
+class StoreRefused(WireError):
+    """Refused because the store of users is down."""
 
 
 @dataclass(frozen=True)

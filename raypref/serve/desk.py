@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
 
-from raypref.serve.calls import Score, Scored, Suggest, Suggested, Who
+from raypref.serve.calls import Score, Scored, StoreRefused, Suggest, Suggested, Who
 from raypref.serve.judge import Judge, Query
 from raypref.serve.raw import embeddings
-from raypref.serve.standings import Standing
+from raypref.serve.standings import Crowd, Standing
 from raypref.serve.stores.base import Key, StoreDown
 from raypref.serve.users import Users
 from raypref.wire.errors import WireError
@@ -25,14 +24,14 @@ class _Row:
     """One request, resolved: for whom, as of which version."""
 
     call: Score
-    standing: list[Standing]
+    crowd: Crowd
     emb_ND: np.ndarray
     baseline_1D: np.ndarray
 
 
-def store_refusal(error: StoreDown) -> WireError:
+def store_refusal(error: StoreDown) -> StoreRefused:
     """Return the answer to a request that needs a store that is down."""
-    return WireError(503, f"the store of users is down: {error}", retry_after_s=1)
+    return StoreRefused(503, f"the store of users is down: {error}", retry_after_s=1)
 
 
 def score(
@@ -41,27 +40,28 @@ def score(
     """Score a batch of requests: one read of the store, one item pass, one join for each shape."""
     answers: list[Scored | WireError | None] = [None] * len(calls)
     keys = [Key(call.tenant, user) for call in calls for user in call.who.users]
-    known: list[Standing | WireError] = []
     down: StoreDown | None = None
+    known = Crowd.alike(Standing(0, 0, judge.prior_Z), len(keys))
     if keys:
         try:
             known = users.standing(judge, keys)
         except StoreDown as error:
-            known, down = [Standing(0, 0, judge.prior_Z)] * len(keys), error
-    asked = iter(known)
+            down = error
     rows: dict[int, _Row] = {}
+    last = 0
     for number, call in enumerate(calls):
-        own = list(islice(asked, len(call.who.users)))
+        own = slice(last, last := last + len(call.who.users))
         try:
             require_model(judge, call.model)
-            if call.who.users and down is not None and on_store_failure == "refuse":
+            if not call.who.users:
+                crowd = Crowd.alike(transient(judge, users, call.who), 1)
+            elif down is not None and on_store_failure == "refuse":
                 raise store_refusal(down)
-            stored = [standing for standing in own if not isinstance(standing, WireError)]
-            if len(stored) < len(own):
-                raise next(standing for standing in own if isinstance(standing, WireError))
+            else:
+                crowd = known.part(own)
             emb_ND = embeddings(judge, call.candidates)
             baseline_1D = emb_ND[:1] if call.baseline is None else embeddings(judge, call.baseline)
-            rows[number] = _Row(call, stored or [transient(judge, users, call.who)], emb_ND, baseline_1D)
+            rows[number] = _Row(call, crowd, emb_ND, baseline_1D)
         except WireError as error:
             answers[number] = error
     if rows:
@@ -76,8 +76,7 @@ def _score(judge: Judge, rows: list[_Row], degraded: bool) -> list[Scored | Wire
     first = 0
     for row in rows:
         last = first + len(row.emb_ND)
-        vectors_UZ = np.array([standing.vector_Z for standing in row.standing])
-        queries.append(Query(item_NF[first:last], item_NF[last], vectors_UZ))
+        queries.append(Query(item_NF[first:last], item_NF[last], row.crowd.vector_UZ))
         first = last + 1
     answers: list[Scored | WireError] = []
     for row, rewards in zip(rows, judge.rewards(queries), strict=True):
@@ -90,8 +89,8 @@ def _score(judge: Judge, rows: list[_Row], degraded: bool) -> list[Scored | Wire
             Scored(
                 judge.id,
                 row.call.who.users,
-                np.array([standing.version for standing in row.standing]),
-                np.array([standing.shots for standing in row.standing]),
+                row.crowd.version_U,
+                row.crowd.shots_U,
                 degraded and bool(row.call.who.users),
                 rewards.mean_UN,
                 rewards.std_UN,

@@ -27,7 +27,9 @@ class Meter:
         self._applied = Counter("raypref_comparisons_applied", "Comparisons made durable that were new.")
         self._scored = Counter("raypref_candidates_scored", "Candidates scored, once for each user.")
         self._cold = Counter("raypref_cold_users_scored", "Users scored of whom nothing was known.")
-        self._store_failures = Counter("raypref_store_failures", "Calls of the store that failed.")
+        self._store_failures = Counter(
+            "raypref_store_failures", "Answers refused or degraded because the store of users is down."
+        )
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request.
@@ -58,5 +60,5 @@ class Meter:
             self._cold.inc(cold_users)
 
     def store_failed(self) -> None:
-        """Count a call of the store that failed."""
+        """Count an answer that the store's failure refused or degraded."""
         self._store_failures.inc()

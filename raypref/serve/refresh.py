@@ -9,7 +9,6 @@ from raypref.data.items import ItemTable
 from raypref.serve.judge import Judge
 from raypref.serve.stores.base import Key, Store
 from raypref.serve.users import Users
-from raypref.wire.errors import WireError
 
 PAGE = 512
 """Users inferred at a time."""
@@ -45,11 +44,9 @@ def refresh(
     users = Users(store, max_comparisons=1, half_life_days=half_life_days)
     done, failed, last = 0, list[tuple[Key, str]](), None
     while page := store.keys(last, PAGE):
-        for key, standing in zip(page, users.standing(judge, page), strict=True):
-            if isinstance(standing, WireError):
-                failed.append((key, str(standing)))
-            else:
-                done += 1
+        wrong = users.standing(judge, page).wrong
+        failed += [(page[row], str(error)) for row, error in sorted(wrong.items())]
+        done += len(page) - len(wrong)
         progress(len(page))
         last = page[-1]
     return done, failed

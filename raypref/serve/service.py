@@ -113,7 +113,10 @@ class Service:
         call = calls.Score(
             tenant, _who(request, own, tensors), groups[0], groups[1] if has_baseline else None, request.model
         )
-        scored = _answered(await self._scores(call))
+        answer = await self._scores(call)
+        if isinstance(answer, calls.StoreRefused) or (isinstance(answer, calls.Scored) and answer.degraded):
+            self._meter.store_failed()
+        scored: calls.Scored = _answered(answer)
         cold = int((scored.shots_U == 0).sum()) if scored.users else 0
         self._meter.scored(scored.mean_UN.size, cold)
         return scored
@@ -232,9 +235,8 @@ class Service:
     async def _call(self, method: str, *args: object) -> Any:
         try:
             return await self._scorer.call(method, *args)
-        except WireError as error:
-            if error.status == 503:
-                self._meter.store_failed()
+        except calls.StoreRefused:
+            self._meter.store_failed()
             raise
 
     def _only_ids(self, pairs: Sequence[Pair], tensors: Tensors) -> None:

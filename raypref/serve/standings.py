@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import NamedTuple
 
@@ -33,6 +33,39 @@ class Standing(NamedTuple):
     vector_Z: np.ndarray
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """Users, a row each: a thousand of them cost little more than their numbers."""
+
+    version_U: np.ndarray
+    shots_U: np.ndarray
+    vector_UZ: np.ndarray
+    """float32"""
+    wrong: Mapping[int, WireError] = field(default_factory=dict[int, WireError])
+    """Why a row says nothing, where its user's comparisons cannot be used."""
+
+    @classmethod
+    def alike(cls, standing: Standing, count: int) -> Crowd:
+        """Return `count` users who all stand alike."""
+        version, shots, vector_Z = standing
+        vector_UZ = np.broadcast_to(vector_Z, (count, len(vector_Z)))
+        return cls(np.full(count, version), np.full(count, shots), vector_UZ)
+
+    def part(self, rows: slice) -> Crowd:
+        """Return some of the users; raises what is wrong with the first wrong one."""
+        if self.wrong:
+            for row in range(*rows.indices(len(self.shots_U))):
+                if row in self.wrong:
+                    raise self.wrong[row]
+        return Crowd(self.version_U[rows], self.shots_U[rows], self.vector_UZ[rows])
+
+    def one(self, row: int) -> Standing | WireError:
+        """Return one user, or what is wrong with them."""
+        if row in self.wrong:
+            return self.wrong[row]
+        return Standing(int(self.version_U[row]), int(self.shots_U[row]), self.vector_UZ[row])
+
+
 class Standings:
     """Of the users of all tenants, behind one store; methods block, and may be called from any thread."""
 
@@ -50,29 +83,21 @@ class Standings:
         self._half_life_s = half_life_days and half_life_days * SECONDS_PER_DAY
         self._clock = clock
 
-    def standing(self, judge: Judge, keys: Sequence[Key]) -> list[Standing | WireError]:
+    def standing(self, judge: Judge, keys: Sequence[Key]) -> Crowd:
         """Return users as the bundle sees them, inferring and keeping what the store has no vector of.
 
-        A user whose comparisons this bundle cannot encode is an error, and no other's.
+        A user whose comparisons this bundle cannot encode is wrong, and no other.
 
         Raises:
             StoreDown: the store did not answer.
         """
         basis, now_s = self._basis(judge)
-        unique = list(dict.fromkeys(keys))
-        states = self._line.ask(lambda store: store.read(unique))
-        known: dict[Key, Standing | WireError] = {}
-        for key, standing in zip(unique, _cached(judge, states, basis), strict=True):
-            if standing is not None:
-                known[key] = standing
-        stale = [key for key in unique if key not in known]
-        if stale:
-            known |= self._infer(judge, stale, basis, now_s)
-        return [known[key] for key in keys]
+        crowd, stale = _cached(judge, self._line.ask(lambda store: store.read(keys)), basis)
+        return self._inferred(judge, crowd, keys, stale, basis, now_s) if stale else crowd
 
     def stored(self, judge: Judge, key: Key) -> Standing:
         """Return one user of `standing`; raises what is wrong with them."""
-        (standing,) = self.standing(judge, [key])
+        standing = self.standing(judge, [key]).one(0)
         if isinstance(standing, WireError):
             raise standing
         return standing
@@ -87,32 +112,37 @@ class Standings:
         vector_Z = slots.infer(judge, [(evidence_PE[order], weight_P[order])])[0]
         return Standing(0, len(weight_P), vector_Z)
 
-    def _infer(
-        self, judge: Judge, keys: list[Key], basis: str, now_s: float
-    ) -> dict[Key, Standing | WireError]:
-        logs = dict(zip(keys, self._line.ask(lambda store: store.events(keys)), strict=True))
-        known: dict[Key, Standing | WireError] = {}
+    def _inferred(
+        self, judge: Judge, crowd: Crowd, keys: Sequence[Key], stale: Sequence[int], basis: str, now_s: float
+    ) -> Crowd:
+        """Return the crowd with its stale rows made from the users' logs."""
+        rows: dict[Key, list[int]] = {}
+        for row in stale:
+            rows.setdefault(keys[row], []).append(row)
+        logs = dict(zip(rows, self._line.ask(lambda store: store.events(list(rows))), strict=True))
+        wrong: dict[Key, WireError] = {}
         for key, (_, events) in logs.items():
             if not _readable(judge, events):
                 try:
                     logs[key] = self._reencode(judge, key)
                 except MismatchError as error:
-                    known[key] = WireError(503, str(error))
-        fresh = [key for key in keys if key not in known]
+                    wrong[key] = WireError(503, str(error))
+        fresh = [key for key in rows if key not in wrong]
         # By id: whatever order the comparisons came in, equal logs give equal bits.
         vectors_UZ = slots.infer(judge, [self._history(judge, logs[key][1], now_s) for key in fresh])
         keep: list[tuple[Key, int, str, bytes]] = []
         for key, vector_Z in zip(fresh, vectors_UZ, strict=True):
             version, events = logs[key]
             if np.isfinite(vector_Z).all():
-                known[key] = Standing(version, len(events), vector_Z)
+                crowd.version_U[rows[key]], crowd.shots_U[rows[key]] = version, len(events)
+                crowd.vector_UZ[rows[key]] = vector_Z
                 keep.append((key, version, basis, vector_Z.astype("<f4").tobytes()))
             else:
-                known[key] = WireError(422, "the user's comparisons give no finite vector; delete some.")
+                wrong[key] = WireError(422, "the user's comparisons give no finite vector; delete some.")
         # A store that can be read but not written to: the vectors are as good, and are made again.
         with suppress(StoreDown):
             self._line.store.remember(keep)
-        return known
+        return replace(crowd, wrong={row: error for key, error in wrong.items() for row in rows[key]})
 
     def _reencode(self, judge: Judge, key: Key) -> tuple[int, tuple[Event, ...]]:
         """Return version and events of a user, their evidence made by this bundle from what was given.
@@ -148,22 +178,23 @@ class Standings:
         return f"{judge.fingerprint}@{self._half_life_s:g}:{tick}", tick * self._half_life_s / TICKS
 
 
-def _cached(judge: Judge, states: Sequence[State], basis: str) -> list[Standing | None]:
-    """Return users as the store's vectors have them; None where one is of another bundle, or damaged."""
-    width = len(judge.prior_Z)
-    fits = [bool(state.shots) and state.basis == basis and len(state.vector) == 4 * width for state in states]
+def _cached(judge: Judge, states: Sequence[State], basis: str) -> tuple[Crowd, list[int]]:
+    """Return users as the store's vectors have them, and the rows whose vector is not to be had.
+
+    Of another bundle, or damaged, a vector is as good as none.
+    """
+    version_U = np.array([state.version for state in states], np.int64)
+    shots_U = np.array([state.shots for state in states], np.int64)
+    size = 4 * len(judge.prior_Z)
+    fits = [bool(state.shots) and state.basis == basis and len(state.vector) == size for state in states]
     joined = b"".join(compress((state.vector for state in states), fits))
-    vectors_UZ = np.frombuffer(joined, "<f4").reshape(sum(fits), width)
-    finite_U = np.logical_and.reduce(np.isfinite(vectors_UZ), axis=1)
-    sound = iter(zip(vectors_UZ, finite_U, strict=True))
-    found: list[Standing | None] = []
-    for state, fit in zip(states, fits, strict=True):
-        if not state.shots:
-            found.append(Standing(state.version, 0, judge.prior_Z))
-            continue
-        vector_Z, finite = next(sound) if fit else (judge.prior_Z, False)
-        found.append(Standing(state.version, state.shots, vector_Z) if finite else None)
-    return found
+    fits_U = np.array(fits, bool)
+    vector_UZ = np.empty((len(states), len(judge.prior_Z)), np.float32)
+    vector_UZ[fits_U] = np.frombuffer(joined, "<f4").reshape(sum(fits), len(judge.prior_Z))
+    vector_UZ[shots_U == 0] = judge.prior_Z
+    fits_U[fits_U] = np.isfinite(vector_UZ[fits_U]).all(1)
+    stale_U = (shots_U > 0) & ~fits_U
+    return Crowd(version_U, shots_U, vector_UZ), np.flatnonzero(stale_U).tolist()
 
 
 def _readable(judge: Judge, events: Sequence[Event]) -> bool:

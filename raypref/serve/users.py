@@ -75,9 +75,9 @@ class Users(Standings):
         if writes:
             every = list(writes.values())
             written = self._line.ask(lambda store: store.append(every, self._limit))
-            standing = self.standing(judge, [write.key for write in every])
-            for number, result, stands in zip(writes, written, standing, strict=True):
-                answers[number] = self._learned(judge, result, stands)
+            crowd = self.standing(judge, [write.key for write in every])
+            for row, (number, result) in enumerate(zip(writes, written, strict=True)):
+                answers[number] = self._learned(judge, result, crowd.one(row))
         return [answers[number] for number in range(len(calls))]
 
     def _learned(self, judge: Judge, written: Written, standing: Standing | WireError) -> Learned | WireError:

@@ -86,14 +86,15 @@ def scored(users: tuple[str, ...], uncertain: bool) -> Scored:
 
 @pytest.mark.parametrize("uncertain", [True, False])
 @pytest.mark.parametrize("users", [(), ("a",), ("a", "b", "c")])
-@pytest.mark.parametrize("rows", [routes._float_rows, encoded_rows])
+@pytest.mark.parametrize("rows", [np.ascontiguousarray, encoded_rows])
 def test_an_answer_written_row_by_row_is_what_its_model_writes(
     rows: Any, users: tuple[str, ...], uncertain: bool
 ) -> None:
     given = scored(users, uncertain)
     body = bytes(routes._scores(given, rows).body)
     answer = ScoreAnswer.model_validate_json(body)
-    assert answer.model_dump_json().encode() == body
+    # Not byte for byte: it takes fewer digits to tell a float32 from its neighbours.
+    assert json.loads(answer.model_dump_json()) == json.loads(body)
     found = Scores.of(answer)
     assert found.users == (users or (None,))
     assert found.mean.tobytes() == given.mean_UN.tobytes()
@@ -109,6 +110,7 @@ def test_an_answer_written_row_by_row_is_what_its_model_writes(
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_rows_are_encoded_as_arrays_are(dtype: str) -> None:
     array = np.random.default_rng(1).standard_normal((4, 3)).astype(dtype)
+    assert [fields["base64"] for fields in encoded_rows(array[:, :0])] == [""] * 4
     for fields, row in zip(encoded_rows(array), array, strict=True):
         encoded = Encoded.model_validate(fields)
         assert encoded == Encoded.of(row)

@@ -13,6 +13,8 @@ from raypref.data.items import write_items
 from raypref.methods.fewshot import expected_gain, unpack
 from raypref.methods.pref import PReF
 from raypref.schema import HASH_BYTES, Embedder
+from raypref.serve.meter import Meter
+from raypref.serve.stores.base import StoreDown
 from raypref.wire.arrays import Encoded
 from raypref.wire.requests import Text
 from raypref.wire.tensors import MEDIA_TYPE, pack_request, unpack_answer
@@ -418,4 +420,28 @@ def test_text_of_another_embedder_is_never_scored(bundle_of: MakeBundle) -> None
     for method, path, body in (("POST", "/v1/score", asked), ("GET", "/readyz", None)):
         error = local.refused(503, method, path, body)
         assert "model 'another' instead of 'test'" in error["message"]
+    local.close()
+
+
+@pytest.mark.parametrize("on_store_failure", ["prior", "refuse"])
+def test_what_the_store_failed_is_counted_and_nothing_else(
+    on_store_failure: str, bundle_of: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Meter] = []
+    monkeypatch.setattr(Meter, "store_failed", lambda meter: failures.append(meter))
+    local = Local(bundle_of("vrf"), on_store_failure=on_store_failure)
+    local.refused(404, "POST", "/v1/score", {"candidates": candidates(CANDIDATES), "model": "another"})
+    scores(local, user="ann")
+    assert not failures
+
+    def down(*_: object) -> None:
+        raise StoreDown("down")
+
+    monkeypatch.setattr(local.store, "read", down)
+    scores(local)
+    assert not failures
+    local.request("POST", "/v1/score", {"candidates": candidates(CANDIDATES), "user": "ann"})
+    local.refused(503, "GET", ANN_PATH)
+    local.refused(503, "POST", LEARN, given(0))
+    assert len(failures) == 3
     local.close()

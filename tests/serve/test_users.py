@@ -278,7 +278,7 @@ def test_ids_survive_a_table_made_again_in_another_order(tmp_path: Path, bundle_
     same = Comparisons(second.items([0, 2]), second.items([1, 3]), ("a", "b"), (1.0, 1.0), (1.0, 1.0))
     assert learn(users, again, same).duplicates == 2
     without = Judge.load(bundle_of("vrf", seed=2), lacking.table)
-    (problem,) = users.standing(without, [ANN])
+    problem = users.standing(without, [ANN]).one(0)
     assert isinstance(problem, WireError)
     assert problem.status == 503
     assert "lacks 1 items" in problem.message
@@ -292,7 +292,7 @@ def test_what_is_wrong_with_one_user_is_no_other_users_matter(tmp_path: Path, bu
     given = Comparisons(table.items([0]), table.items([1]), ("a",), (1.0,), (1.0,))
     learn(users, old, given)
     learn(users, old, Pool(old).of([0]), BEN)
-    problem, fine = users.standing(successor, [ANN, BEN])
+    problem, fine = map(users.standing(successor, [ANN, BEN]).one, range(2))
     assert isinstance(problem, WireError)
     assert not isinstance(fine, WireError)
     calls = [

@@ -44,15 +44,14 @@ class SQLiteStore(Salted):
 
     def read(self, keys: Sequence[Key]) -> list[State]:
         """Return the states of users."""
-        owners = [self._owner(key) for key in keys]
+        owners = json.dumps([self._owner(key) for key in keys])
         with self._file.reading() as db:
             found = db.execute(
-                "SELECT owner, version, shots, basis, vector FROM users "
-                "WHERE owner IN (SELECT value FROM json_each(?))",
-                (json.dumps(owners),),
-            ).fetchall()
-        states = {row[0]: State(*row[1:]) for row in found}
-        return [states.get(owner, State()) for owner in owners]
+                "SELECT coalesce(version, 0), coalesce(shots, 0), coalesce(basis, ''), coalesce(vector, x'') "
+                "FROM json_each(?) LEFT JOIN users ON owner = value ORDER BY key",
+                (owners,),
+            )
+            return list(map(State._make, found))
 
     def events(self, keys: Sequence[Key], raw: bool = False) -> list[tuple[int, tuple[Event, ...]]]:
         """Return version and events of each user."""

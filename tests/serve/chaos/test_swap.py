@@ -190,3 +190,32 @@ def test_scorers_come_and_go_without_a_failed_request(service: RealService) -> N
             time.sleep(2)
     check_all_answered(answers)
     LOG.info(f"{len(answers)} answers, slowest {max(answer.seconds for answer in answers):.2f} s")
+
+
+@pytest.mark.timeout(300)
+def test_load_calls_scorers_and_calm_sends_them_away_without_a_failed_request(service: RealService) -> None:
+    service.scorers(
+        3, least=1, target_ongoing_requests=2, upscale_delay_s=1, downscale_delay_s=3, look_back_period_s=3
+    )
+    service.reload()
+    answers: list[Answer] = []
+    counts: list[int] = []
+
+    def await_scorers(count: int) -> None:
+        deadline_s = time.monotonic() + 90
+        while len(service.replicas("Scorer")) != count:
+            assert time.monotonic() < deadline_s, f"{len(service.replicas('Scorer'))} Scorers, not {count}"
+            time.sleep(0.2)
+        counts.append(count)
+
+    with steady(service, answers):
+        await_scorers(1)
+        with behind(lambda stop: score(service.url, stop.is_set, answers, clients=64, users=USERS)):
+            await_scorers(3)
+            time.sleep(2)
+        await_scorers(1)
+        time.sleep(2)
+    check_all_answered(answers)
+    LOG.info(
+        f"Scorers {counts}, {len(answers)} answers, slowest {max(answer.seconds for answer in answers):.2f} s"
+    )
