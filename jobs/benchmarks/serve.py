@@ -15,7 +15,6 @@ import asyncio
 import base64
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -26,14 +25,13 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import yaml
+from recording import RESULTS, save, spread, surroundings
 
-RESULTS = Path(__file__).parent / "results"
 FILE = "serve.json"
 COMMAND = "python jobs/benchmarks/serve.py"
 WIDTH = 384
@@ -110,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **_load(plan, Path(folder)),
         }
     found["bulk"] = _bulk(plan, before)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    save(file, found)
     print(json.dumps({name: found[name] for name in ("score", "learn")}, indent=1))
     print(f"written to {file}")
     return 0
@@ -126,10 +123,8 @@ def _recorded(file: Path) -> list[dict[str, Any]] | None:
 
 
 def _surroundings(plan: Plan) -> dict[str, Any]:
-    libraries = ("raypref", "ray", "torch", "numpy", "pydantic", "fastapi")
     return {
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        **surroundings("ray", "torch", "numpy", "pydantic", "fastapi", "orjson"),
         "config": {
             **vars(plan),
             "width": WIDTH,
@@ -140,13 +135,6 @@ def _surroundings(plan: Plan) -> dict[str, Any]:
             "throughput_mode": True,
         },
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _load(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -300,11 +288,11 @@ def _beside(
         for name, prefix in (("raypref", ""), ("nothing", "/nothing")):
             rounds[name].append(_wrk(plan, folder, port, kind, prefix, body, connections, seconds))
     found: dict[str, Any] = {
-        name: {figure: _spread([one[figure] for one in own]) for figure in ("per_s", "p50_ms", "p99_ms")}
+        name: {figure: spread([one[figure] for one in own]) for figure in ("per_s", "p50_ms", "p99_ms")}
         for name, own in rounds.items()
     }
     pairs = zip(rounds["raypref"], rounds["nothing"], strict=True)
-    found["ratio"] = _spread([ours["per_s"] / theirs["per_s"] for ours, theirs in pairs])
+    found["ratio"] = spread([ours["per_s"] / theirs["per_s"] for ours, theirs in pairs])
     found["connections"] = connections
     return found
 
@@ -347,10 +335,6 @@ def _client(plan: Plan, port: int) -> dict[str, float]:
             seconds.append(time.perf_counter() - sent_s)
     p50_ms, p99_ms = (1e3 * float(np.percentile(seconds, share)) for share in (50, 99))
     return {"score_per_s": 1.0 / float(np.mean(seconds)), "p50_ms": p50_ms, "p99_ms": p99_ms}
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": float(np.median(values)), "range": [float(min(values)), float(max(values))]}
 
 
 def _bulk(plan: Plan, before: list[dict[str, Any]] | None) -> dict[str, Any]:
