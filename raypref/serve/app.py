@@ -149,7 +149,7 @@ def build(args: ServeConfig) -> Application:
         ray_actor_options={"num_cpus": 0.5},
     )
     embedder = None if args.embed is None else embedder_deployment(args.embed).bind(args.embed)
-    return ingress.bind(settings, scorer.bind(settings), embedder)
+    return ingress.bind(settings, scorer.bind(settings, args.bundle), embedder)
 
 
 def _deployment(kind: type[Any], **options: Any) -> Deployment:

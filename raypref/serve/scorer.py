@@ -49,14 +49,19 @@ class Scorer:
     neither holds up the replica's loop. While a thread works, requests gather: they are the next batch.
     """
 
-    def __init__(self, config: ServeSettings) -> None:
+    def __init__(self, config: ServeSettings, bundle: Path) -> None:
         """Open the store and the items table; `reconfigure` brings the bundle.
+
+        Args:
+            config: all but the bundle.
+            bundle: what a replica begins with where it cannot use the one that `reconfigure` names.
 
         Raises:
             ConfigError: the store is for one machine, and the cluster has more.
         """
         torch.set_num_threads(config.threads or torch.get_num_threads())
         self._config = config
+        self._bundle = bundle
         self._items = None if config.items is None else ItemTable.open(config.items)
         self._store = open_store(config.store, timeout_s=config.store_timeout_s)
         _require_one_node(self._store, config.store)
@@ -72,19 +77,21 @@ class Scorer:
         """Swap the bundle: requests under way keep the old one, later ones have the new one.
 
         A bundle that cannot be loaded, or could not read the users' comparisons, is refused with the old one
-        serving on; only without any bundle does the replica fail.
+        serving on. A replica that has none yet begins with the application's: others were refused the same
+        bundle, and there must be replicas that serve.
         """
         directory = Path(user_config["bundle"])
         try:
-            judge = await self._run(lambda: self._adopt(directory))
+            self._judge, self._refused = await self._run(lambda: self._adopt(directory)), None
         except RayprefError as error:
             if self._judge is None:
-                raise
+                if directory == self._bundle:
+                    raise
+                self._judge = await self._run(lambda: self._adopt(self._bundle))
             self._refused = str(error)
-            log.error("bundle refused, %s serves on: %s", self._judge.id, error)
+            log.error("bundle refused, %s serves: %s", self._judge.id, error)
             return
-        self._judge, self._refused = judge, None
-        log.info("bundle %s serves", judge.id)
+        log.info("bundle %s serves", self._judge.id)
 
     def _adopt(self, directory: Path) -> Judge:
         """Return the bundle of a folder, if it can take over."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,7 +77,7 @@ class Service:
         intake = Intake(tensors)
         self._add_pairs(intake, request.comparisons)
         comparisons = _comparisons(request.comparisons, await intake.resolve(self._embedder))
-        learned = _answered(await self._learns(calls.Learn(tenant, user, comparisons)))
+        learned = _answered(await self._within(self._learns(calls.Learn(tenant, user, comparisons))))
         self._meter.applied(learned.applied)
         return LearnAnswer(
             **_known(user, learned.known),
@@ -113,7 +114,7 @@ class Service:
         call = calls.Score(
             tenant, _who(request, own, tensors), groups[0], groups[1] if has_baseline else None, request.model
         )
-        answer = await self._scores(call)
+        answer = await self._within(self._scores(call))
         if isinstance(answer, calls.StoreRefused) or (isinstance(answer, calls.Scored) and answer.degraded):
             self._meter.store_failed()
         scored: calls.Scored = _answered(answer)
@@ -231,6 +232,16 @@ class Service:
 
     async def _send_learns(self, batch: list[calls.Learn]) -> list[calls.Learned | WireError]:
         return await self._call("learn", batch)
+
+    async def _within(self, answer: Awaitable[A]) -> A:
+        """Return an answer that may have to wait until others have gone to the Scorers."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                return await answer
+        except TimeoutError:
+            raise WireError(
+                503, f"no answer within {self._config.timeout_s:g} s; try again.", retry_after_s=1
+            ) from None
 
     async def _call(self, method: str, *args: object) -> Any:
         try:

@@ -30,7 +30,7 @@ class Local:
         config = ServeConfig(bundle=bundle, store=store, **settings)
         self.bundle = bundle
         self._runner = asyncio.Runner()
-        self.scorer = Scorer(config.settings)
+        self.scorer = Scorer(config.settings, config.bundle)
         try:
             self.use(bundle)
         except RayprefError:

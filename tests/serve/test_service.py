@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,17 +11,21 @@ import pytest
 
 from raypref.checkpoint import Bundle
 from raypref.data.items import write_items
+from raypref.errors import ConfigError
 from raypref.methods.fewshot import expected_gain, unpack
 from raypref.methods.pref import PReF
 from raypref.schema import HASH_BYTES, Embedder
+from raypref.serve.calls import Score
+from raypref.serve.config import ServeConfig
 from raypref.serve.meter import Meter
+from raypref.serve.scorer import Scorer
 from raypref.serve.stores.base import StoreDown
 from raypref.wire.arrays import Encoded
 from raypref.wire.requests import Text
 from raypref.wire.tensors import MEDIA_TYPE, pack_request, unpack_answer
 from tests.serve.conftest import MakeBundle
 from tests.serve.local import ANN, Local, candidates, compared, embedded
-from tests.serve.world import DIM, embedder_of, some
+from tests.serve.world import DIM, embedder_of, make_bundle, some
 
 CHOSEN, REJECTED, CANDIDATES = some(1, 8, DIM), some(2, 8, DIM), some(3, 5, DIM)
 
@@ -444,4 +449,43 @@ def test_what_the_store_failed_is_counted_and_nothing_else(
     local.refused(503, "GET", ANN_PATH)
     local.refused(503, "POST", LEARN, given(0))
     assert len(failures) == 3
+    local.close()
+
+
+def test_a_replica_that_comes_after_a_refusal_serves_what_it_can(
+    bundle_of: MakeBundle, tmp_path: Path
+) -> None:
+    foreign = make_bundle(tmp_path / "foreign", dim=DIM + 1)
+    store = f"sqlite:///{tmp_path}/users.db"
+    Local(bundle_of("vrf"), store).close()
+    config = ServeConfig(bundle=bundle_of("vrf"), store=store, open=True)
+    late = Scorer(config.settings, config.bundle)
+    asyncio.run(late.reconfigure({"bundle": str(foreign)}))
+    found = asyncio.run(late.describe())
+    assert found.width == DIM
+    assert found.refused is not None
+    assert "foreign" in found.refused
+    hopeless = Scorer(config.settings, foreign)
+    with pytest.raises(ConfigError, match="foreign"):
+        asyncio.run(hopeless.reconfigure({"bundle": str(foreign)}))
+
+
+def test_a_request_waits_for_others_no_longer_than_it_may(
+    bundle_of: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = Local(bundle_of("vrf"), timeout_s=0.2, batch=1)
+    own, under_way = local.scorer.score, 0
+
+    async def slow(calls: list[Score]) -> Any:
+        nonlocal under_way
+        under_way += 1
+        await asyncio.sleep(0.15 * under_way)
+        return await own(calls)
+
+    monkeypatch.setattr(local.scorer, "score", slow)
+    body = {"candidates": candidates(CANDIDATES), "user": "ann"}
+    statuses = [answer.status_code for answer in local.together([("POST", "/v1/score", body)] * 20)]
+    assert set(statuses) == {200, 503}
+    # Who has gone is not worked for.
+    assert under_way < 20
     local.close()

@@ -91,7 +91,7 @@ class LocalRemote:
 
 async def local_client(config: ServeConfig, embedder: Any = None) -> httpx.AsyncClient:
     """Return a client of the whole service without Ray: guard, routes, Scorer, store."""
-    scorer = Scorer(config.settings)
+    scorer = Scorer(config.settings, config.bundle)
     await scorer.reconfigure({"bundle": str(config.bundle)})
     app = make_app(config.settings, LocalRemote(scorer), embedder)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
