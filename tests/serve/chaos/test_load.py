@@ -40,6 +40,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
         service.stop()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> None:
+    """What is measured is logged; a line for every request would bury it."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
 def replicas(service: RealService) -> list[psutil.Process]:
     return service.replicas("Scorer") + service.replicas("Ingress")
 
