@@ -19,6 +19,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from raypref.methods.projection import project, project_difference
 from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Pairs, Reward
 
 
@@ -95,6 +96,10 @@ class RewardModel(nn.Module, ABC):
     uncertain: bool = True
     """Whether `reward` and `margin` return a variance."""
 
+    user_rows: ClassVar[tuple[str, ...]] = ()
+    """Parameters with one row per seen user that the loss reads as `parameter[episodes.user_B]` alone: each
+    worker then holds the rows of its own users, and `user_B` counts among them."""
+
     center_D: Tensor
     scale: Tensor
 
@@ -115,6 +120,14 @@ class RewardModel(nn.Module, ABC):
     def standardise(self, emb_ND: Tensor) -> Tensor:
         """Return embeddings centred and divided by one scalar, float32."""
         return (emb_ND.float() - self.center_D) / self.scale
+
+    def project(self, emb_ND: Tensor, heads_FD: Tensor) -> Tensor:
+        """Return standardise(emb) @ heads.T, float32, at the cost of the product alone."""
+        return project(emb_ND, heads_FD, self.center_D, self.scale)
+
+    def project_difference(self, chosen_ND: Tensor, rejected_ND: Tensor, heads_FD: Tensor) -> Tensor:
+        """Return project(chosen) − project(rejected)."""
+        return project_difference(chosen_ND, rejected_ND, heads_FD, self.scale)
 
     @abstractmethod
     def item(self, emb_ND: Tensor) -> Tensor:

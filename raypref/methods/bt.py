@@ -43,7 +43,7 @@ class BT(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the reward itself, F = 1."""
-        return (self.standardise(emb_ND) @ self.head_D).unsqueeze(-1)
+        return self.project(emb_ND, self.head_D.unsqueeze(0))
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return nothing, E = 0: a comparison says nothing about its user."""

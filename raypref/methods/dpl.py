@@ -100,7 +100,7 @@ class GaussianDPL(DPL):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return mean and variance of the reward, F = 2."""
-        mean_N, spread_N = (self.standardise(emb_ND) @ self.heads_FD.mT).float().unbind(-1)
+        mean_N, spread_N = self.project(emb_ND, self.heads_FD).unbind(-1)
         return torch.stack([mean_N, F.softplus(self.offset + spread_N).square()], -1)
 
     def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
@@ -133,7 +133,7 @@ class CategoricalDPL(DPL):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the chance of each atom, F = A."""
-        return torch.softmax((self.standardise(emb_ND) @ self.heads_FD.mT).float(), -1)
+        return torch.softmax(self.project(emb_ND, self.heads_FD), -1)
 
     def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
         """Return mean and variance over the atoms."""

@@ -159,8 +159,7 @@ class FedVPA(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the common reward and the r features that a latent weighs, F = 1 + r."""
-        heads_FD = torch.cat([self.common_D.unsqueeze(0), self.heads_RD])
-        return (self.standardise(emb_ND) @ heads_FD.mT).float()
+        return self.project(emb_ND, torch.cat([self.common_D.unsqueeze(0), self.heads_RD]))
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return precision and precision·mean of the comparison's Gaussian."""
@@ -168,9 +167,8 @@ class FedVPA(LinearRewardModel):
 
     def _pair(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return the differences of the item features, then the features only the encoder sees."""
-        difference_ND = self.standardise(chosen_ND) - self.standardise(rejected_ND)
         heads_FD = torch.cat([self.common_D.unsqueeze(0), self.heads_RD, self.features_MD])
-        return (difference_ND @ heads_FD.mT).float()
+        return self.project_difference(chosen_ND, rejected_ND, heads_FD)
 
     def _encode_pair(self, pair_NF: Tensor) -> Tensor:
         pair_NF = torch.cat([pair_NF[..., :1].detach(), pair_NF[..., 1:]], -1)
@@ -180,11 +178,10 @@ class FedVPA(LinearRewardModel):
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
         """Return mean and variance of the user's Gaussian."""
-        precision_BPL, weighted_BPL = evidence_BPE.chunk(2, -1)
         if self.config.pooling == "product":
-            mean_BL, var_BL = product(precision_BPL, weighted_BPL, mask_BP, 1.0)
+            mean_BL, var_BL = product(evidence_BPE, mask_BP, 1.0)
         else:
-            mean_BL, var_BL = average(precision_BPL, weighted_BPL, mask_BP)
+            mean_BL, var_BL = average(*evidence_BPE.chunk(2, -1), mask_BP)
         return torch.cat([mean_BL, var_BL.clamp_max(self.config.max_variance)], -1)
 
     def weights(self, z_BL: Tensor) -> Tensor:

@@ -8,13 +8,20 @@ alone equals that user in a batch, and a mask of 0 removes a comparison exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PARTICLE_USERS = 256
-"""Users whose likelihoods under all particles are held at a time."""
+PARTICLE_NUMBERS = 2**18
+"""Margins of users under particles that are held at a time on a CPU: as many as its cache holds."""
+
+DEVICE_NUMBERS = 2**26
+"""The same on an accelerator, which wants work in large pieces."""
+
+RIDGE = 1e-12
+"""Of a precision's trace, added to its diagonal: less than rounding can take from its smallest eigenvalue."""
 
 
 def curvature(margin: Tensor) -> Tensor:
@@ -38,21 +45,40 @@ def gaussian_posterior(
         mask_BP: weight of each comparison, 0 where padded.
         iterations: rounds; the bound never loosens, 8 are enough for three digits.
     """
+    mean_BK, cov_BKK, _ = _variational(common_BP, feature_BPK, mask_BP, iterations)
+    return mean_BK.to(feature_BPK.dtype), cov_BKK.to(feature_BPK.dtype)
+
+
+def _variational(
+    common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean_BK, cov_BKK and the curvature λ_BP of the tightened bound, in float64.
+
+    In float32 the prior's precision of 1 is lost beside a few comparisons of large and similar features.
+    """
+    common_BP, feature_BPK, mask_BP = common_BP.double(), feature_BPK.double(), mask_BP.double()
     identity_KK = torch.eye(feature_BPK.shape[-1], dtype=feature_BPK.dtype, device=feature_BPK.device)
     xi_BP = torch.sqrt(common_BP.square() + feature_BPK.square().sum(-1))
     mean_BK = feature_BPK.new_zeros(feature_BPK.shape[0], feature_BPK.shape[-1])
     cov_BKK = identity_KK.expand(feature_BPK.shape[0], -1, -1)
+    half_BK1 = 0.5 * (feature_BPK.mT @ mask_BP.unsqueeze(-1))
     for _ in range(iterations):
-        lam_BP = curvature(xi_BP) * mask_BP
-        precision_BKK = identity_KK + 2.0 * (feature_BPK * lam_BP.unsqueeze(-1)).mT @ feature_BPK
-        pull_BP = 0.5 * mask_BP - 2.0 * lam_BP * common_BP
-        # The precision is at least the identity; unchecked, so that a NaN flows on to whoever reports it.
-        factor_BKK = torch.linalg.cholesky_ex(precision_BKK).L
-        pull_BK1 = (feature_BPK * pull_BP.unsqueeze(-1)).sum(1).unsqueeze(-1)
-        mean_BK = torch.cholesky_solve(pull_BK1, factor_BKK).squeeze(-1)
+        lam_BP = curvature(xi_BP.float()) * mask_BP
+        weighted_BKP = (2.0 * lam_BP).unsqueeze(-2) * feature_BPK.mT
+        factor_BKK = _factor(identity_KK + weighted_BKP @ feature_BPK)
+        pull_BK1 = half_BK1 - weighted_BKP @ common_BP.unsqueeze(-1)
         cov_BKK = torch.cholesky_inverse(factor_BKK)
+        mean_BK = (cov_BKK @ pull_BK1).squeeze(-1)
         xi_BP = torch.sqrt(second_moment(common_BP, feature_BPK, mean_BK, cov_BKK))
-    return mean_BK, cov_BKK
+    return mean_BK, cov_BKK, curvature(xi_BP.float()).double()
+
+
+def _factor(precision_BKK: Tensor) -> Tensor:
+    """Return the Cholesky factor of precisions, kept positive; unchecked, so that a NaN flows on."""
+    diagonal_BK = precision_BKK.diagonal(dim1=-2, dim2=-1)
+    return torch.linalg.cholesky_ex(
+        precision_BKK + torch.diag_embed((RIDGE * diagonal_BK.sum(-1, keepdim=True)).expand_as(diagonal_BK))
+    ).L
 
 
 def second_moment(common_BP: Tensor, feature_BPK: Tensor, mean_BK: Tensor, cov_BKK: Tensor) -> Tensor:
@@ -76,12 +102,26 @@ def variational_nll(
 
 def log_likelihood(common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, weights_SK: Tensor) -> Tensor:
     """Return loglik_BS: Σ_p log σ(c + f·w_s) of each user's comparisons under each particle, nats."""
-    parts: list[Tensor] = []
-    for first in range(0, len(common_BP), PARTICLE_USERS):
-        chunk = slice(first, first + PARTICLE_USERS)
-        margin_BPS = common_BP[chunk].unsqueeze(-1) + feature_BPK[chunk] @ weights_SK.mT
-        parts.append((F.logsigmoid(margin_BPS) * mask_BP[chunk].unsqueeze(-1)).sum(1))
-    return torch.cat(parts) if parts else common_BP.new_zeros(0, len(weights_SK))
+    parts = [common_BP.new_zeros(0, len(weights_SK))]
+    for part in _pieces(mask_BP, len(weights_SK)):
+        against_BPS = _against(common_BP[part], feature_BPK[part], weights_SK)
+        parts.append(-(mask_BP[part].unsqueeze(1) @ F.softplus(against_BPS)).squeeze(1))
+    return torch.cat(parts)
+
+
+def _pieces(mask_BP: Tensor, particles: int) -> Iterator[slice]:
+    """Yield slices of users whose margins under all particles fit at a time."""
+    users, width = mask_BP.shape
+    numbers = PARTICLE_NUMBERS if mask_BP.device.type == "cpu" else DEVICE_NUMBERS
+    size = max(1, numbers // max(1, width * particles))
+    for first in range(0, users, size):
+        yield slice(first, first + size)
+
+
+def _against(common_BP: Tensor, feature_BPK: Tensor, weights_SK: Tensor) -> Tensor:
+    """Return −(c + f·w_s), BPS: what speaks against each comparison under each particle."""
+    evidence_BPE = torch.cat([common_BP.unsqueeze(-1), feature_BPK], -1)
+    return evidence_BPE @ -F.pad(weights_SK, (1, 0), value=1.0).mT
 
 
 def mixture_posterior(
@@ -107,26 +147,29 @@ def mixture_posterior(
         kernel_KK: covariance of each component.
         iterations: rounds of the Gaussian solver that finds the curvature.
     """
-    means: list[Tensor] = []
-    covs: list[Tensor] = []
-    precision_KK = torch.linalg.inv(kernel_KK)
-    for first in range(0, len(common_BP), PARTICLE_USERS):
-        chunk = slice(first, first + PARTICLE_USERS)
-        common, feature, mask = common_BP[chunk], feature_BPK[chunk], mask_BP[chunk]
-        center, spread = gaussian_posterior(common, feature, mask, iterations)
-        lam_BP = curvature(torch.sqrt(second_moment(common, feature, center, spread))) * mask
-        curvature_BKK = 2.0 * (feature * lam_BP.unsqueeze(-1)).mT @ feature
-        within_BKK = torch.linalg.inv(precision_KK + curvature_BKK)
-        margin_BPS = common.unsqueeze(-1) + feature @ weights_SK.mT
-        loglik_BS = (F.logsigmoid(margin_BPS) * mask.unsqueeze(-1)).sum(1)
-        gradient_BSK = (torch.sigmoid(-margin_BPS) * mask.unsqueeze(-1)).mT @ feature
-        step_BSK = gradient_BSK @ within_BKK
-        chance_BS = torch.softmax(loglik_BS + 0.5 * (gradient_BSK * step_BSK).sum(-1), 1)
-        moved_BSK = weights_SK + step_BSK
-        mean_BK = (chance_BS.unsqueeze(1) @ moved_BSK).squeeze(1)
-        around_BSK = moved_BSK - mean_BK.unsqueeze(1)
-        means.append(mean_BK)
-        covs.append(within_BKK + (around_BSK * chance_BS.unsqueeze(-1)).mT @ around_BSK)
+    _, _, lam_BP = _variational(common_BP, feature_BPK, mask_BP, iterations)
+    weighted_BKP = (2.0 * lam_BP * mask_BP).unsqueeze(-2) * feature_BPK.mT.double()
+    precision_KK = torch.linalg.inv(kernel_KK.double())
+    factor_BKK = _factor(precision_KK + weighted_BKP @ feature_BPK.double())
+    # C = R·Rᵀ, and Rᵀ·g_s from Rᵀ·f: what a large feature scales up, R has scaled down before.
+    root_BKK = torch.linalg.solve_triangular(
+        factor_BKK, torch.eye(len(kernel_KK)).to(factor_BKK), upper=False
+    )
+    lever_BKP = (root_BKK @ (mask_BP.unsqueeze(-2) * feature_BPK.mT).double()).to(feature_BPK.dtype)
+    within_BKK = (root_BKK.mT @ root_BKK).to(feature_BPK.dtype)
+    root_BKK = root_BKK.mT.to(feature_BPK.dtype)
+    means = [common_BP.new_zeros(0, len(kernel_KK))]
+    covs = [within_BKK[:0]]
+    for part in _pieces(mask_BP, len(weights_SK)):
+        against_BPS = _against(common_BP[part], feature_BPK[part], weights_SK)
+        turned_BKS = lever_BKP[part] @ torch.sigmoid(against_BPS)
+        loglik_BS = -(mask_BP[part].unsqueeze(1) @ F.softplus(against_BPS)).squeeze(1)
+        chance_BS = torch.softmax(loglik_BS + 0.5 * turned_BKS.square().sum(1), 1)
+        moved_BKS = torch.baddbmm(weights_SK.mT.expand_as(turned_BKS), root_BKK[part], turned_BKS)
+        mean_BK1 = moved_BKS @ chance_BS.unsqueeze(-1)
+        around_BKS = moved_BKS - mean_BK1
+        means.append(mean_BK1.squeeze(-1))
+        covs.append(torch.baddbmm(within_BKK[part], around_BKS * chance_BS.unsqueeze(1), around_BKS.mT))
     return torch.cat(means), torch.cat(covs)
 
 
@@ -152,10 +195,11 @@ def laplace_covariance(
         weights_BK: the point estimate.
         floor: information before the first comparison (PReF, arXiv 2503.06358).
     """
-    identity_KK = torch.eye(feature_BPK.shape[-1], dtype=feature_BPK.dtype, device=feature_BPK.device)
     slope_BP = _slope((feature_BPK @ weights_BK.unsqueeze(-1)).squeeze(-1)) * mask_BP
-    information_BKK = floor * identity_KK + (feature_BPK * slope_BP.unsqueeze(-1)).mT @ feature_BPK
-    return torch.cholesky_inverse(torch.linalg.cholesky_ex(information_BKK).L)
+    weighted_BKP = (slope_BP.unsqueeze(-1) * feature_BPK).mT.double()
+    floor_KK = floor * torch.eye(feature_BPK.shape[-1]).to(weighted_BKP)
+    factor_BKK = _factor(floor_KK + weighted_BKP @ feature_BPK.double())
+    return torch.cholesky_inverse(factor_BKK).to(feature_BPK.dtype)
 
 
 def expected_gain(feature_BNK: Tensor, mean_BK: Tensor, cov_BKK: Tensor) -> Tensor:

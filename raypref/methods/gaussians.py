@@ -14,23 +14,23 @@ LOG_PRECISION_BOUND = 6.0
 """A comparison's log precision stays within plus and minus this."""
 
 
-def product(
-    precision_BPL: Tensor, weighted_mean_BPL: Tensor, mask_BP: Tensor, prior_precision: float
-) -> tuple[Tensor, Tensor]:
+def product(natural_BPE: Tensor, mask_BP: Tensor, prior_precision: float) -> tuple[Tensor, Tensor]:
     """Return mean_BL and var_BL of the product of each user's Gaussians and a N(0, 1/prior_precision) expert.
 
     Λ = Λ₀ + Σ mᵢ·λᵢ, μ = Σ mᵢ·λᵢ·μᵢ / Λ, where mᵢ is the mask. It is a sum: order and padding do not matter,
     and a Gaussian taken n times counts n times.
 
     Args:
-        precision_BPL: λᵢ of each Gaussian.
-        weighted_mean_BPL: λᵢ·μᵢ of each Gaussian.
+        natural_BPE: λᵢ of each Gaussian, then λᵢ·μᵢ; E = 2L.
         mask_BP: weight of each Gaussian, 0 where padded.
         prior_precision: Λ₀; with 0 and no Gaussians the result is undefined.
     """
-    mask_BP1 = mask_BP.unsqueeze(-1)
-    var_BL = 1.0 / (prior_precision + (precision_BPL * mask_BP1).sum(1))
-    return var_BL * (weighted_mean_BPL * mask_BP1).sum(1), var_BL
+    # A product of matrices reads the evidence once; autocast would round its sum.
+    with torch.autocast(natural_BPE.device.type, enabled=False):
+        total_BE = (mask_BP.unsqueeze(1) @ natural_BPE).squeeze(1)
+    precision_BL, weighted_BL = total_BE.chunk(2, -1)
+    var_BL = 1.0 / (prior_precision + precision_BL)
+    return var_BL * weighted_BL, var_BL
 
 
 def wasserstein2(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:

@@ -162,8 +162,7 @@ class LatentRewardModel(RewardModel, Generic[C]):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the features h(e) and the common reward."""
-        heads_DF = torch.cat([self.features_DM, self.common_D.unsqueeze(1)], 1)
-        return (self.standardise(emb_ND) @ heads_DF).float()
+        return self.project(emb_ND, torch.cat([self.features_DM.mT, self.common_D.unsqueeze(0)]))
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return what the encoder sees of a comparison."""

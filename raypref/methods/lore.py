@@ -115,14 +115,14 @@ class LoRe(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the common reward and the K basis rewards, F = 1 + K."""
-        heads_DF = torch.cat([self.common_D.unsqueeze(-1), self.bases_DK], 1)
-        return (self.standardise(emb_ND) @ heads_DF).float()
+        return self.project(emb_ND, self._heads())
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return the differences of the item features, E = 1 + K."""
-        heads_DF = torch.cat([self.common_D.unsqueeze(-1), self.bases_DK], 1)
-        difference_ND = self.standardise(chosen_ND) - self.standardise(rejected_ND)
-        return (difference_ND @ heads_DF).float()
+        return self.project_difference(chosen_ND, rejected_ND, self._heads())
+
+    def _heads(self) -> Tensor:
+        return torch.cat([self.common_D.unsqueeze(0), self.bases_DK.mT])
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
         """Return mean and packed covariance of the weights."""
@@ -207,6 +207,8 @@ class PublishedLoRe(LinearRewardModel):
     fixed draw of N(0, 1). A user without comparisons gets the mean of the seen users' weights.
     """
 
+    user_rows = ("logits_UK",)
+
     start_K: Tensor
     center_K: Tensor
 
@@ -221,7 +223,7 @@ class PublishedLoRe(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the K basis rewards."""
-        return self.config.logit_scale * (self.standardise(emb_ND) @ self.bases_DK).float()
+        return self.config.logit_scale * self.project(emb_ND, self.bases_DK.mT)
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return the K basis differences."""

@@ -82,14 +82,14 @@ class PAL(PointsModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the rewards at the S points."""
-        emb_ND = self.standardise(emb_ND)
-        place_NL = self.head(emb_ND @ self.down_DL).float()
+        heads_FD = torch.cat([self.down_DL.mT, self.common_D.unsqueeze(0)])
+        place_NL, common_N1 = self.project(emb_ND, heads_FD).split([self.down_DL.shape[1], 1], -1)
+        place_NL = self.head(place_NL).float()
         point_SL = self.head(self.simplex_SK @ self.prototypes_KL).float()
         squared_NS = place_NL.square().sum(-1, keepdim=True) + point_SL.square().sum(-1)
         squared_NS = squared_NS - 2.0 * place_NL @ point_SL.mT
         # Kept off zero, where the root has no slope.
         nearness_NS = -squared_NS.clamp_min(1e-4).sqrt()
-        common_N1 = (emb_ND @ self.common_D.unsqueeze(-1)).float()
         return common_N1 + nearness_NS - nearness_NS @ self.log_prior_S.softmax(0).unsqueeze(-1)
 
     def loss(self, episodes: Episodes, progress: float) -> Loss:

@@ -90,6 +90,8 @@ class PReFConfig(MethodConfig):
 class FactorModel(LinearRewardModel):
     """What both solvers share: K linear factors, their start, and which comparison to ask for next."""
 
+    user_rows = ("rows_UK",)
+
     def __init__(self, config: PReFConfig, dims: Dims, spread: float) -> None:
         """Draw the factors from N(0, spread²/D)."""
         super().__init__(dims)
@@ -99,11 +101,11 @@ class FactorModel(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the K factors."""
-        return (self.standardise(emb_ND) @ self.bases_DK).float()
+        return self.project(emb_ND, self.bases_DK.mT)
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return the K differences of the factors."""
-        return ((self.standardise(chosen_ND) - self.standardise(rejected_ND)) @ self.bases_DK).float()
+        return self.project_difference(chosen_ND, rejected_ND, self.bases_DK.mT)
 
     @abstractmethod
     def posterior(self, evidence_BPE: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:

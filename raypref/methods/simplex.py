@@ -93,7 +93,7 @@ class PointsModel(LinearRewardModel):
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
         """Return the chance of each point: Bayes' rule."""
-        loglik_BS = (evidence_BPE * mask_BP.unsqueeze(-1)).sum(1)
+        loglik_BS = (mask_BP.unsqueeze(1) @ evidence_BPE).squeeze(1)
         return torch.softmax(self.log_prior_S + loglik_BS, -1)
 
     def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
@@ -135,6 +135,7 @@ class WeightsModel(RewardModel):
     """
 
     uncertain = False
+    user_rows = ("logits_UK",)
 
     center_K: Tensor
 

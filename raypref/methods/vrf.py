@@ -152,7 +152,7 @@ class VRF(LinearRewardModel):
 
     def item(self, emb_ND: Tensor) -> Tensor:
         """Return the K basis rewards."""
-        return (self.standardise(emb_ND) @ self._rewards().mT).float()
+        return self.project(emb_ND, self._rewards())
 
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return precision and precision·mean of the comparison's Gaussian."""
@@ -169,9 +169,8 @@ class VRF(LinearRewardModel):
 
     def _pair(self, chosen_ND: Tensor, rejected_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return the linear features and the basis differences of comparisons."""
-        difference_ND = self.standardise(chosen_ND) - self.standardise(rejected_ND)
         heads_FD = torch.cat([self.features_MD, self._rewards()])
-        both_NF = (difference_ND @ heads_FD.mT).float()
+        both_NF = self.project_difference(chosen_ND, rejected_ND, heads_FD)
         return both_NF[..., : self.config.features], both_NF[..., self.config.features :]
 
     def _encode_pair(self, feature_NM: Tensor, delta_NK: Tensor) -> Tensor:
@@ -181,8 +180,7 @@ class VRF(LinearRewardModel):
 
     def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
         """Return mean and variance of the user's Gaussian: a sum over comparisons."""
-        precision_BPL, weighted_BPL = evidence_BPE.chunk(2, -1)
-        return torch.cat(product(precision_BPL, weighted_BPL, mask_BP, self.config.prior_precision), -1)
+        return torch.cat(product(evidence_BPE, mask_BP, self.config.prior_precision), -1)
 
     def weights(self, mean_BL: Tensor, var_BL: Tensor) -> Tensor:
         """Return weights_BK of users: how near each basis is."""
