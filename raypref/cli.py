@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     configured("train", _train, "fit the method's shared weights and write a bundle")
     evaluate = configured("eval", _eval, "measure bundles on held-out comparisons and write the report")
     evaluate.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="default: the run's own")
+    configured("sweep", _sweep, "try many settings side by side; write the best run, a table and figures")
+    configured("adapt", _adapt, "infer every user's vector with the run's bundle, and write them all")
+    configured("score", _score, "score candidates for every user whose vector `adapt` wrote")
     configured("plant", _plant, "write a planted population, whose truth is known, as items and tables")
     command("methods", _methods, "list the methods, where they are published, and their settings")
     configured("check", _check, "check a configuration and whatever of its run exists")
@@ -189,12 +192,40 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"{config.bundle_dir}: {info.method.type}, {info.steps} steps{', ' + figures if figures else ''}")
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    from raypref.config_file import apply_override, read_mapping
+    from raypref.tune.run import sweep
+
+    raw = read_mapping(arguments.config)
+    for override in arguments.overrides:
+        apply_override(raw, override)
+    home, best = sweep(raw, str(arguments.config or "configuration"))
+    print((home / "trials.txt").read_text(), end="")
+    print(f"best: trial {best.number}; raypref train -c {home / 'best.yaml'}")
+    print(f"figures: {home / 'sweep.html'}")
+
+
 def _eval(arguments: argparse.Namespace) -> None:
-    from raypref.evaluate.run import evaluate_bundles, summary
+    from raypref.evaluate.run import summary
+    from raypref.population.evaluate import evaluate_population
 
     config = _config(arguments)
-    print(summary(evaluate_bundles(config, arguments.bundles or [config.bundle_dir])))
+    print(summary(evaluate_population(config, arguments.bundles or [config.bundle_dir])))
     print(f"report: {config.report_dir / 'report.html'}")
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    from raypref.population.adapt import adapt
+
+    config = _config(arguments)
+    print(f"{config.users_dir}: {adapt(config)}")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from raypref.population.score import score
+
+    config = _config(arguments)
+    print(f"{config.scores_dir}: {score(config)}")
 
 
 def _methods(arguments: argparse.Namespace) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
+    field_validator,
     model_validator,
 )
 
 from raypref.methods import DEFAULT_METHOD, AnyMethod
+from raypref.schema import Split
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -197,7 +202,10 @@ class TrainConfig(Section):
     """How training runs; what is method-specific stands in the method's recipe."""
 
     seed: int = Field(default=0, description="Seed of initialisation and sampling.")
-    workers: PositiveInt = Field(default=1, description="Data-parallel Ray Train workers.")
+    workers: int | tuple[int, int] = Field(
+        default=1,
+        description="Data-parallel Ray Train workers; [fewest, most] lets them come and go with the nodes.",
+    )
     cpus_per_worker: PositiveFloat = Field(default=1, description="CPUs reserved for each worker.")
     use_gpu: bool = Field(default=False, description="Give each worker a GPU.")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the forward pass.")
@@ -210,6 +218,26 @@ class TrainConfig(Section):
         default=5, description="Looks without improvement before training stops early; 0 never stops."
     )
     max_failures: NonNegativeInt = Field(default=3, description="Worker failures to recover from.")
+
+    @field_validator("workers")
+    @classmethod
+    def _in_order(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+        if not 1 <= fewest <= most:
+            raise ValueError("one number, at least 1, or [fewest, most]")
+        return workers
+
+    @model_validator(mode="after")
+    def _whole_cpus(self) -> TrainConfig:
+        # Ray counts the room for workers that come and go in whole CPUs.
+        if isinstance(self.workers, tuple) and self.cpus_per_worker % 1:
+            raise ValueError("workers that come and go need a whole number of cpus_per_worker")
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers there may be at once."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class EvaluateConfig(Section):
@@ -232,6 +260,94 @@ class EvaluateConfig(Section):
     )
 
 
+class PopulationConfig(Section):
+    """How everybody is adapted and scored."""
+
+    splits: tuple[Split, ...] = Field(
+        default=("train",), min_length=1, description="Comparisons of which splits users are told by."
+    )
+    evidence: bool = Field(default=False, description="Write each comparison's evidence too.")
+    store: str | None = Field(
+        default=None,
+        description="Url of a store of users to fill beside the files, such as sqlite:///users.db.",
+    )
+    tenant: str = Field(default="default", description="Whose users they are in the store.")
+    candidates: Path | None = Field(
+        default=None,
+        description="Parquet of what to score: `item_id`, or `prompt` and `response`, for everybody; with "
+        "`user` and `item_id`, sorted by user, each user's own.",
+    )
+    users_per_part: PositiveInt = Field(default=4096, description="Users of one file, about; bounds memory.")
+    workers: PositiveInt | None = Field(
+        default=None, description="Workers of one CPU each; default: the cluster's CPUs."
+    )
+
+
+class RangeConfig(Section):
+    """The values between two ends; whole numbers where both ends are."""
+
+    low: int | float = Field(description="Smallest value.")
+    high: int | float = Field(description="Largest value.")
+    log: bool = Field(default=False, description="Spread values evenly over their logarithm.")
+    points: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="Values that a grid takes, both ends among them."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RangeConfig:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"low must be less than high, both finite: {self.low}, {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0: {self.low}")
+        return self
+
+
+def _form(values: Any) -> str:
+    return "values" if isinstance(values, list) else "range"
+
+
+Values = Annotated[
+    Annotated[list[Any], Field(min_length=1), Tag("values")] | Annotated[RangeConfig, Tag("range")],
+    Discriminator(_form),
+]
+
+
+class SweepConfig(Section):
+    """Which settings a sweep tries, on how much hardware, and what it calls good."""
+
+    space: dict[str, Values] = Field(
+        default_factory=dict,
+        description="By dotted path as in --set: a list of values, or low, high, log and points.",
+    )
+    sampler: Literal["grid", "random", "optuna"] = Field(
+        default="random", description="How values are chosen; optuna learns from the trials before."
+    )
+    trials: PositiveInt = Field(default=32, description="Settings to try; a grid tries all of its points.")
+    seed: int = Field(default=0, description="Seed of the sampler.")
+    setting: Literal["warm", "cold"] = Field(
+        default="cold", description="Items that unseen users are judged on."
+    )
+    shots: NonNegativeInt = Field(default=8, description="Comparisons that an unseen user gives before.")
+    rungs: NonNegativeInt = Field(
+        default=2,
+        description="Looks at a trial before its end, where the worse are stopped (ASHA); 0 stops none.",
+    )
+    reduction: Annotated[int, Field(ge=2)] = Field(
+        default=3,
+        description="One trial in so many passes a rung, and each rung stands so many times later; the last "
+        "at 1/reduction of the trial's steps.",
+    )
+    max_concurrent_trials: PositiveInt | None = Field(
+        default=None, description="Trials side by side; default as many as Ray has CPUs or GPUs for."
+    )
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Share of a GPU that a trial takes, where train.use_gpu is set."
+    )
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        default=(), description="Where trials are logged beside TensorBoard."
+    )
+
+
 class RunConfig(Section):
     """One run: embed → prepare → train → evaluate → report."""
 
@@ -240,6 +356,8 @@ class RunConfig(Section):
     tables: Path | None = Field(default=None, description="The comparisons table; default DIR/tables.")
     bundle: Path | None = Field(default=None, description="The trained bundle; default DIR/bundle.")
     report: Path | None = Field(default=None, description="The report; default DIR/report.")
+    users: Path | None = Field(default=None, description="Everybody's vectors; default DIR/users.")
+    scores: Path | None = Field(default=None, description="Everybody's scores; default DIR/scores.")
     input: InputConfig = InputConfig()
     embed: EmbedConfig = TransformersConfig()
     planted: PlantedConfig = PlantedConfig()
@@ -247,6 +365,8 @@ class RunConfig(Section):
     method: AnyMethod = DEFAULT_METHOD
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    sweep: SweepConfig = SweepConfig()
+    population: PopulationConfig = PopulationConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -266,6 +386,7 @@ class RunConfig(Section):
         """Return the same run with absolute paths, for workers whose working directory is another."""
         paths = {"dir": self.dir, "items": self.items_dir, "tables": self.tables_dir}
         paths |= {"bundle": self.bundle_dir, "report": self.report_dir}
+        paths |= {"users": self.users_dir, "scores": self.scores_dir}
         return self.model_copy(update={name: path.absolute() for name, path in paths.items()})
 
     @property
@@ -287,3 +408,13 @@ class RunConfig(Section):
     def report_dir(self) -> Path:
         """The report."""
         return self.report or self.dir / "report"
+
+    @property
+    def users_dir(self) -> Path:
+        """Everybody's vectors, as `raypref adapt` writes them."""
+        return self.users or self.dir / "users"
+
+    @property
+    def scores_dir(self) -> Path:
+        """Everybody's scores, as `raypref score` writes them."""
+        return self.scores or self.dir / "scores"

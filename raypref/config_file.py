@@ -18,6 +18,15 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown or a value is invalid.
     """
+    return parse_config(read_mapping(path), overrides, str(path or "configuration"))
+
+
+def read_mapping(path: Path | None) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping; no file is an empty one.
+
+    Raises:
+        ConfigError: the file is missing, not YAML or not a mapping.
+    """
     try:
         raw = yaml.safe_load(path.read_text()) if path else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -25,7 +34,7 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a run's configuration is a mapping, this is a {type(raw).__name__}.")
-    return parse_config(raw, overrides, str(path or "configuration"))
+    return raw
 
 
 def parse_config(raw: dict[str, Any], overrides: list[str], where: str) -> RunConfig:
@@ -51,16 +60,27 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not all(key.split(".")):
         raise ConfigError(f"--set {override}: write it as a.b=value.")
-    *parents, last = key.split(".")
+    try:
+        set_value(raw, key, yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML ({error}).") from error
+    except ConfigError as error:
+        raise ConfigError(f"--set {override}: {error}") from error
+
+
+def set_value(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Change one value of a mapping, in place; `path` names it as a.b.
+
+    Raises:
+        ConfigError: the path leads through a value.
+    """
+    *parents, last = path.split(".")
     node = raw
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {name} is a value, not a section.")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML ({error}).") from error
+            raise ConfigError(f"{name} is a value, not a section.")
+    node[last] = value
 
 
 def describe(error: ValidationError, where: str) -> str:

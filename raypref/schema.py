@@ -32,7 +32,7 @@ Cohort = Literal["seen", "unseen"]
 HASH_BYTES = 16
 
 
-M = TypeVar("M", "ItemsMetadata", "TablesMetadata")
+M = TypeVar("M", bound=BaseModel)
 
 
 class Embedder(BaseModel):

@@ -37,7 +37,21 @@ def test_help_answers_within_half_a_second() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["embed", "prepare", "plant", "train", "eval", "methods", "check", "demo", "serve", "keys", "users"],
+    [
+        "embed",
+        "prepare",
+        "plant",
+        "train",
+        "eval",
+        "methods",
+        "check",
+        "demo",
+        "serve",
+        "keys",
+        "users",
+        "adapt",
+        "score",
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -23,6 +23,21 @@ def main() -> None:
     for kind, title in KINDS.items():
         for measured in (found[kind], found["low_load"][kind]):
             print(f"| {title} | {measured['connections']} | " + " | ".join(_row(measured)) + " |")
+    print()
+    print("| 1,000 users × 64 candidates, VRF | CPU outside the products, at first | now | share of all |")
+    print("|---|---|---|---|")
+    bulk = found["bulk"]
+    before = {_kind(one): one for one in bulk["before"]}
+    for one in bulk["now"]:
+        if one["method"] == "vrf":
+            then = before[_kind(one)]
+            times = f"{then['outside_ms']:.1f} ms | {one['outside_ms']:.1f} ms"
+            shares = f"{then['outside_share']:.2f}, now {one['outside_share']:.2f}"
+            print(f"| {one['form']}, D = {one['width']} | {times} | {shares} |")
+
+
+def _kind(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    return one["method"], one["width"], one["form"]
 
 
 def _row(measured: Mapping[str, Any]) -> list[str]:

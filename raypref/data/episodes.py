@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -17,6 +18,9 @@ from raypref.methods.base import Recipe
 from raypref.types import Episodes, Pairs
 
 PREFETCH_STEPS = 2
+
+BLOCK_BYTES = 1 << 18
+"""Of float16 embeddings that are looked up and widened at a time, so that they stay in the core's cache."""
 
 Gather = Callable[[np.ndarray], np.ndarray]
 """Item ids (N,) to embeddings, float16 (N, D)."""
@@ -45,6 +49,27 @@ def pad(
     width = width if limit is None else min(width, limit)
     index_BP = comparisons.offsets[users][:, None] + place_BP[:, :width]
     return _take(comparisons, index_BP, np.arange(width) < counts_B[:, None])
+
+
+class Buffers:
+    """float32 arrays of one shape at a time, lent again once nobody holds them any more.
+
+    The system fills every page of a new array with zeros when it is first written, which takes longer than
+    what is written there.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._free: list[np.ndarray] = []
+
+    def lend(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array, its content arbitrary, that is the caller's until it and its tensors are gone."""
+        whole = self._free.pop() if self._free else np.empty(shape, np.float32)
+        if whole.shape != shape:
+            whole = np.empty(shape, np.float32)
+        lent = whole.view()
+        weakref.finalize(lent, self._free.append, whole).atexit = False
+        return lent
 
 
 class EpisodeSampler:
@@ -94,13 +119,14 @@ class EpisodeSampler:
         self._largest = largest
         # Steps follow one another, so the permutations of two epochs serve nearly all of them.
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
+        self._buffers = Buffers()
 
     def episodes(self, step: int) -> Episodes:
         """Return the episodes of a step, on the CPU, embeddings in float32."""
         users = self._users(step)
         context, target = self._draw(users, self._rng(1, step))
         flat = np.concatenate([ids.reshape(-1) for part in (context, target) for ids in part[:2]])
-        emb_ND = torch.from_numpy(self._gather(flat)).float()
+        emb_ND = self._embeddings(flat)
         sizes = [part[2].size for part in (context, context, target, target)]
         blocks = [
             block_ND.view(len(users), -1 if size else 0, emb_ND.shape[1])
@@ -144,6 +170,17 @@ class EpisodeSampler:
         finally:
             stopped.set()
             thread.join()
+
+    def _embeddings(self, ids_N: np.ndarray) -> Tensor:
+        """Return the embeddings of items in float32."""
+        dim = self._gather(ids_N[:1]).shape[1]
+        emb_ND = torch.from_numpy(self._buffers.lend((len(ids_N), dim)))
+        rows = max(1, BLOCK_BYTES // (2 * dim))
+        for block_ND, block_N in zip(
+            emb_ND.split(rows), np.split(ids_N, range(rows, len(ids_N), rows)), strict=True
+        ):
+            block_ND.copy_(torch.from_numpy(self._gather(block_N)))
+        return emb_ND
 
     def _users(self, step: int) -> np.ndarray:
         users = len(self.comparisons.user_U)

@@ -103,7 +103,7 @@ class ItemTable:
                 f"{self.directory}: items 0 to {len(self) - 1}, asked for {ids_N.min()} to {ids_N.max()}. "
                 "The comparisons were prepared with another items table; prepare them again."
             )
-        emb_ND = self._unpacked.emb_ND[ids_N]
+        emb_ND = self._unpacked.embeddings.take(ids_N)
         if not self._prompted:
             return emb_ND
         prompt_N = self.prompt_N[ids_N]
@@ -112,7 +112,7 @@ class ItemTable:
                 f"{self.directory}: item {ids_N[lone[0]]} came from an input whose prompts are not embedded; "
                 "embed that input again with `embed.prompts: true`."
             )
-        return np.concatenate([emb_ND, self._unpacked.emb_ND[prompt_N]], 1)
+        return np.concatenate([emb_ND, self._unpacked.embeddings.take(prompt_N)], 1)
 
     def hashes(self, ids_N: np.ndarray) -> list[bytes]:
         """Return the content hash of each item id: its address in any table of the same texts."""

@@ -11,7 +11,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypref import files
+from raypref.data.mapped import MappedRows
 from raypref.errors import CorruptError, InputError
 from raypref.schema import (
     HASH_BYTES,
@@ -29,6 +32,9 @@ from raypref.schema import (
     ItemsPart,
     items_schema,
 )
+
+READERS = 2
+"""Files read at once: hashing and decoding take longer than the disk."""
 
 _KEY = np.dtype(f"S{HASH_BYTES}")
 _EMBEDDINGS, _KEYS, _ROWS = "embeddings.f16", "keys.bin", "rows.i64"
@@ -43,8 +49,8 @@ def keys_of(hashes: list[bytes]) -> np.ndarray:
 class Unpacked:
     """An items table in flat, memory-mapped arrays."""
 
-    emb_ND: np.ndarray
-    """float16, by item id."""
+    embeddings: MappedRows
+    """By item id."""
     keys_N: np.ndarray
     """Content hashes, sorted."""
     rows_N: np.ndarray
@@ -74,7 +80,7 @@ def unpack(directory: Path, metadata: ItemsMetadata) -> Unpacked:
             _fill(cache, directory, metadata)
     shape = (metadata.count, metadata.embedder.dim)
     return Unpacked(
-        np.asarray(np.memmap(cache / _EMBEDDINGS, np.float16, "r", shape=shape)),
+        MappedRows(cache / _EMBEDDINGS, shape),
         np.asarray(np.memmap(cache / _KEYS, _KEY, "r")),
         np.asarray(np.memmap(cache / _ROWS, np.int64, "r")),
     )
@@ -106,10 +112,15 @@ def read_parts(directory: Path, metadata: ItemsMetadata) -> Iterator[tuple[np.nd
         CorruptError: a file is missing, truncated or altered.
     """
     _check_files(directory, metadata)
-    first = 0
-    for part in metadata.parts:
-        yield _read_part(directory / part.name, part, metadata, first)
-        first += part.rows
+    first, ahead = 0, deque[Future[tuple[np.ndarray, np.ndarray]]]()
+    with ThreadPoolExecutor(READERS) as pool:
+        for part in metadata.parts:
+            ahead.append(pool.submit(_read_part, directory / part.name, part, metadata, first))
+            first += part.rows
+            if len(ahead) == READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def read_prompts(directory: Path, metadata: ItemsMetadata) -> np.ndarray:

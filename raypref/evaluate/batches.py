@@ -68,14 +68,14 @@ def user_batches(
     tables: Tables,
     cohort: Cohort,
     settings: Sequence[Setting],
+    buckets: range,
     users: int,
 ) -> Iterator[UserBatch]:
-    """Yield the users of a cohort that have held-out comparisons, at most `users` at a time."""
-    for buckets in bucket_groups(tables, users):
-        context = tables.comparisons(cohort, ["train"], buckets)
-        for user_B, targets in target_batches(tables, cohort, settings, buckets, users):
-            own = context.select(user_B)
-            yield UserBatch(user_B, *encode(model, items, own), own.counts_U, targets)
+    """Yield the users of some buckets that have held-out comparisons, at most `users` at a time."""
+    context = tables.comparisons(cohort, ["train"], buckets)
+    for user_B, targets in target_batches(tables, cohort, settings, buckets, users):
+        own = context.select(user_B)
+        yield UserBatch(user_B, *encode(model, items, own), own.counts_U, targets)
 
 
 def target_batches(

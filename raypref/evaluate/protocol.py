@@ -11,33 +11,30 @@ judged once more by another user's vector: what accuracy is lost is what vectors
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
-from raypref import metrics
 from raypref.config import EvaluateConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import InputError, MismatchError
 from raypref.evaluate.batches import (
     ItemFeatures,
-    UserBatch,
     bucket_groups,
-    shuffle,
-    target_batches,
-    user_batches,
 )
 from raypref.evaluate.collapse import Posteriors, Sample
+from raypref.evaluate.judging import Judged, judge, judge_by_others
 from raypref.evaluate.result import PER_USER_SCHEMA, Absent, Cell, Evaluation, Setting
 from raypref.evaluate.tally import Tally
 from raypref.methods.base import RewardModel
 from raypref.schema import Cohort
-from raypref.types import Reward
 
 COHORTS: tuple[Cohort, ...] = ("seen", "unseen")
 SETTINGS: tuple[Setting, ...] = ("warm", "cold")
@@ -45,12 +42,25 @@ SETTINGS: tuple[Setting, ...] = ("warm", "cold")
 Present = dict[Cohort, list[Setting]]
 """The settings of each cohort that the tables hold."""
 
+Spread = Callable[[Callable[[range], Iterable[Any]], Iterable[range]], Iterable[Iterable[Any]]]
+"""Calls a function for each group of buckets, wherever it likes, and yields what it returns in their order,
+as `map` does."""
 
-def evaluate(model: RewardModel, items: ItemTable, tables: Tables, config: EvaluateConfig) -> Evaluation:
+
+def evaluate(
+    model: RewardModel, items: ItemTable, tables: Tables, config: EvaluateConfig, spread: Spread = map
+) -> Evaluation:
     """Measure a settled model in every cell that the tables hold.
 
     Memory does not grow with users beyond a few numbers each and the vectors of a sample of them; items
     keep their features, N·F floats.
+
+    Args:
+        model: what is measured.
+        items: the items.
+        tables: the users and their comparisons.
+        config: what is measured of it.
+        spread: where groups of users are judged; every way gives the same figures.
 
     Raises:
         InputError: the tables hold no held-out comparisons, or the model gives a score that is not finite.
@@ -65,7 +75,7 @@ def evaluate(model: RewardModel, items: ItemTable, tables: Tables, config: Evalu
     with frozen(model):
         features = ItemFeatures(model, items, _needed(tables, present, len(items), config.users_per_batch))
         for cohort, settings in present.items():
-            for cell, users in _measure(model, features, items, tables, cohort, settings, config):
+            for cell, users in _measure(model, features, items, tables, cohort, settings, config, spread):
                 cells.append(cell)
                 per_user.append(users)
     return Evaluation(
@@ -124,6 +134,7 @@ def _measure(
     cohort: Cohort,
     settings: list[Setting],
     config: EvaluateConfig,
+    spread: Spread,
 ) -> list[tuple[Cell, pa.Table]]:
     shots = (None,) if cohort == "seen" else tuple(dict.fromkeys(config.shots))
     if not settings or not shots:
@@ -132,96 +143,24 @@ def _measure(
     most = max(shots, key=lambda s: s or 0)
     sample = Sample(tables, cohort, settings)
     posteriors = Posteriors(sample)
-    for batch in user_batches(model, items, tables, cohort, settings, config.users_per_batch):
-        users = _infer(model, batch, shots, config.seeds)
-        sample.keep(batch.user_B, users[most])
-        if (latent := model.latent(*_told(batch, most, config.seeds[0]))) is not None:
-            posteriors.add(batch.user_B, latent)
-        for setting in settings:
-            chosen_BN, rejected_BN, weight_BN = batch.targets[setting]
-            if not weight_BN.any():
-                continue
-            mask_BN = weight_BN > 0
-            chosen_BNF, rejected_BNF = features.gather(chosen_BN), features.gather(rejected_BN)
-            for s, draws in users.items():
-                margins = [model.margin(chosen_BNF, rejected_BNF, user_BZ) for user_BZ in draws]
-                logits = [_logit(margin, mask_BN, batch.user_B) for margin in margins]
-                spreads = [_spread(margin, mask_BN) for margin in margins]
-                tallies[setting, s].add(batch.user_B, batch.count_B, mask_BN, logits, spreads)
+    work = partial(judge, model, features, items, tables, cohort, settings, shots, most, config)
+    batches: Iterable[Judged] = chain.from_iterable(
+        spread(work, bucket_groups(tables, config.users_per_batch))
+    )
+    for batch in batches:
+        sample.keep(batch.user_B, batch.most)
+        if batch.latent is not None:
+            posteriors.add(batch.user_B, batch.latent)
+        for (setting, s), logits in batch.logits.items():
+            spreads = batch.spreads[setting, s]
+            tallies[setting, s].add(batch.user_B, batch.count_B, batch.mask[setting], logits, spreads)
     if len(sample) > 1:
-        deepest: dict[Setting, Tally] = {setting: tallies[setting, most] for setting in settings}
-        _judge_by_others(model, features, tables, cohort, deepest, sample, config.users_per_batch)
+        work = partial(
+            judge_by_others, model, features, tables, cohort, settings, sample, config.users_per_batch
+        )
+        for setting, mask_BN, logits in chain.from_iterable(
+            spread(work, bucket_groups(tables, config.users_per_batch))
+        ):
+            tallies[setting, most].add_others(mask_BN, logits)
     collapse = posteriors.close(config.active_threshold)
     return [tally.close(config, collapse if s == most else None) for (_, s), tally in tallies.items()]
-
-
-def _judge_by_others(
-    model: RewardModel,
-    features: ItemFeatures,
-    tables: Tables,
-    cohort: Cohort,
-    tallies: dict[Setting, Tally],
-    sample: Sample,
-    users: int,
-) -> None:
-    """Judge each user's comparisons by another user's vector, in the batches of `user_batches`."""
-    for buckets in bucket_groups(tables, users):
-        for user_B, targets in target_batches(tables, cohort, list(tallies), buckets, users):
-            draws = sample.others(user_B)
-            for setting, tally in tallies.items():
-                chosen_BN, rejected_BN, weight_BN = targets[setting]
-                if not weight_BN.any():
-                    continue
-                sides = features.gather(chosen_BN), features.gather(rejected_BN)
-                mask_BN = weight_BN > 0
-                logits = [_logit(model.margin(*sides, user_BZ), mask_BN, user_B) for user_BZ in draws]
-                tally.add_others(mask_BN, logits)
-
-
-def _told(batch: UserBatch, shots: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Return evidence_BPE and weight_BP of so many comparisons, None for all of them."""
-    if shots is None:
-        return batch.evidence_BPE, batch.weight_BP
-    return _prefix(*shuffle(batch, seed), shots)
-
-
-def _prefix(evidence_BPE: Tensor, weight_BP: Tensor, shots: int) -> tuple[Tensor, Tensor]:
-    """Return the first comparisons; none of them is one that is padded, as an axis may be of length 0."""
-    if shots == 0:
-        return evidence_BPE[:, :1], torch.zeros_like(weight_BP[:, :1])
-    return evidence_BPE[:, :shots], weight_BP[:, :shots]
-
-
-def _infer(
-    model: RewardModel, batch: UserBatch, shots: tuple[int | None, ...], seeds: tuple[int, ...]
-) -> dict[int | None, list[Tensor]]:
-    """Return the user vectors for each number of shots, one a draw; equal draws are made once."""
-    users: dict[int | None, list[Tensor]] = {s: [] for s in shots}
-    for seed in seeds:
-        evidence_BPE, weight_BP = shuffle(batch, seed)
-        for s, draws in users.items():
-            if s is None and not draws:
-                draws.append(model.infer(batch.evidence_BPE, batch.weight_BP))
-            elif s is not None and (s or not draws):
-                draws.append(model.infer(*_prefix(evidence_BPE, weight_BP, s)))
-    return users
-
-
-def _logit(margin: Reward, mask_BN: np.ndarray, user_B: np.ndarray) -> np.ndarray:
-    """Return logit_M of the comparisons that are not padding."""
-    logit_BN = margin.logit_BN().double().cpu().numpy()
-    bad_BN = ~np.isfinite(logit_BN) & mask_BN
-    if bad_BN.any():
-        user = user_B[np.flatnonzero(bad_BN.any(1))[0]]
-        raise InputError(
-            f"the model's score is not finite in {bad_BN.sum()} of {mask_BN.sum()} comparisons, first for "
-            f"user {user}. The bundle is unusable: train it again with a lower method.recipe.lr."
-        )
-    return logit_BN[mask_BN]
-
-
-def _spread(margin: Reward, mask_BN: np.ndarray) -> np.ndarray | None:
-    """Return the standard deviation of each margin, None where the method has no variance."""
-    if margin.var_BN is None:
-        return None
-    return metrics.finite(margin.var_BN.double().sqrt().cpu().numpy()[mask_BN], "variance")

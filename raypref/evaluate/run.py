@@ -11,16 +11,19 @@ from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import ConfigError, MismatchError
 from raypref.evaluate.landscape import PreferenceMap, map_users
-from raypref.evaluate.protocol import SETTINGS, evaluate
+from raypref.evaluate.protocol import SETTINGS, Spread, evaluate
 from raypref.evaluate.report import ReportMeta, write_report
 from raypref.evaluate.result import Evaluation
 from raypref.schema import require_embedder
 
 
-def evaluate_bundles(config: RunConfig, directories: Sequence[Path]) -> dict[str, Evaluation]:
+def evaluate_bundles(
+    config: RunConfig, directories: Sequence[Path], spread: Spread = map
+) -> dict[str, Evaluation]:
     """Evaluate bundles, write the report, and return what was measured by bundle name.
 
-    A bundle's name is its folder's, or the method's where the folder is called bundle.
+    A bundle's name is its folder's, or the method's where the folder is called bundle. `spread` says where
+    users are judged; see `evaluate`.
 
     Raises:
         ConfigError: two bundles have one name.
@@ -44,7 +47,7 @@ def evaluate_bundles(config: RunConfig, directories: Sequence[Path]) -> dict[str
     maps: dict[str, PreferenceMap | None] = {}
     for name, bundle in bundles.items():
         read = items.with_prompts(bundle.info.method.needs_prompts)
-        found[name] = evaluate(bundle.model, read, tables, config.evaluate)
+        found[name] = evaluate(bundle.model, read, tables, config.evaluate, spread)
         maps[name] = map_users(bundle.model, read, tables)
     counts = tables.metadata
     meta = ReportMeta(

@@ -53,7 +53,7 @@ class MetricsLog:
 class Speed:
     """Steps and comparisons a second, of all workers."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: float) -> None:
         """Start the clock; this worker's comparisons stand for those of each of `workers`."""
         self._workers = workers
         self.restart()

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from raypref.errors import DivergedError
 from raypref.methods.base import Recipe, RewardModel
-from raypref.types import Episodes
+from raypref.train.gradients import Gradients
+from raypref.train.shards import Shards, own_rows, shared_state
+from raypref.types import Episodes, Loss
 
 
 @dataclass
 class TrainState:
     """All that training changes: resume from a saved one and nothing else is needed."""
 
-    model: RewardModel
+    models: list[RewardModel]
+    """One for each shard of this worker, with the same parameters but for the rows of its own users."""
     optimiser: torch.optim.AdamW
+    shards: Shards
+    """Which of the run's shards `models` are of."""
     step: int = 0
     """Steps taken."""
     looks: int = 0
@@ -32,23 +37,31 @@ class TrainState:
     best_accuracy: float = math.nan
     best_step: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
-    """The weights of the best validation so far; empty before the first."""
+    """The weights of the best validation so far, without rows of users; empty before the first."""
+    best_rows: list[dict[str, Tensor]] = field(default_factory=list)
+    """The rows of users that go with them, of each of `models`."""
     stopped: bool = False
     """Whether early stopping has ended the training."""
+
+    @property
+    def model(self) -> RewardModel:
+        """The model of the first shard; where there is one shard in all, it has the rows of all users."""
+        return self.models[0]
 
     def consider(self, found: Validation, patience: int) -> None:
         """Take note of a validation: keep the weights if it is the best, stop after `patience` worse ones."""
         if found.nll < self.best_nll:
             (self.best_nll, self.best_accuracy), self.best_step, self.looks = found, self.step, 0
-            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {name: tensor.clone() for name, tensor in shared_state(self.model).items()}
+            self.best_rows = [own_rows(model) for model in self.models]
         else:
             self.looks += 1
             self.stopped = patience > 0 and self.looks >= patience
 
     def restore_best(self) -> None:
         """Put the best weights back into the model, if there was any validation."""
-        if self.best:
-            self.model.load_state_dict(self.best)
+        for model, rows in zip(self.models, self.best_rows, strict=False):
+            model.load_state_dict({**self.best, **rows})
 
 
 class Validation(NamedTuple):
@@ -63,8 +76,8 @@ class Validation(NamedTuple):
 class Looks:
     """When to look at held-out comparisons, at which, and when to give up."""
 
-    episodes: Iterable[Episodes]
-    """Training comparisons as context, held-out ones as target; iterated twice a look."""
+    episodes: Sequence[Iterable[Episodes]]
+    """Of each shard, training comparisons as context, held-out ones as target; iterated twice a look."""
     every: int
     """Steps between looks; the last step is always looked at."""
     patience: int
@@ -77,8 +90,9 @@ class StepMetrics:
 
     step: int
     loss: float
+    """Mean over the shards of this worker."""
     parts: dict[str, float]
-    """Loss parts by name."""
+    """Loss parts by name, likewise."""
     grad_norm: float
     """Before clipping."""
     lr: float
@@ -88,12 +102,25 @@ class StepMetrics:
     """What a look at held-out comparisons after the step found, where there was one."""
 
 
-def start(model: RewardModel, recipe: Recipe) -> TrainState:
-    """Return the state before the first step."""
-    groups = list(model.parameter_groups(recipe))
-    for group in groups:
+def start(
+    model: RewardModel | Sequence[RewardModel], recipe: Recipe, shards: Shards | None = None
+) -> TrainState:
+    """Return the state before the first step.
+
+    Args:
+        model: whole; or one for each of this worker's shards, as `cut` returns them.
+        recipe: the method's training settings.
+        shards: which of the run's shards these are; None where there is one.
+    """
+    models = [model] if isinstance(model, RewardModel) else list(model)
+    first, *others = [list(model.parameter_groups(recipe)) for model in models]
+    taken = {id(parameter) for group in first for parameter in group["params"]}
+    for groups in others:
+        for group, more in zip(first, groups, strict=True):
+            group["params"] += [parameter for parameter in more["params"] if id(parameter) not in taken]
+    for group in first:
         group["peak_lr"] = group["lr"]
-    return TrainState(model, torch.optim.AdamW(groups, lr=recipe.lr, foreach=True))
+    return TrainState(models, torch.optim.AdamW(first, lr=recipe.lr, foreach=True), shards or Shards())
 
 
 def rate(step: int, recipe: Recipe) -> float:
@@ -106,33 +133,12 @@ def rate(step: int, recipe: Recipe) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
 
 
-def step_seed(seed: int, rank: int, step: int) -> int:
-    """Return the seed of one worker's random draws in one step, so that a resumed step draws the same."""
+def step_seed(seed: int, shard: int, step: int) -> int:
+    """Return the seed of one shard's random draws in one step, so that a resumed step draws the same."""
     mixed = 0
-    for part in (seed, rank, step):
+    for part in (seed, shard, step):
         mixed = (mixed * 1_000_003 + part + 0x9E3779B9) % (1 << 63)
     return mixed
-
-
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Average gradients over the workers, in one fixed order so that a resumed run adds up the same.
-
-    A parameter without a gradient on this worker counts as zero: workers may meet different users.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    offset = 0
-    for gradient in gradients:
-        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-        offset += gradient.numel()
 
 
 def train(
@@ -141,45 +147,48 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    rank: int = 0,
     bfloat16: bool = False,
     looks: Looks | None = None,
 ) -> Iterator[StepMetrics]:
-    """Take one optimiser step per batch of episodes, up to `recipe.steps`, and yield what each did.
+    """Take one optimiser step per batch of each shard, up to `recipe.steps`, and yield what each did.
 
-    All workers must feed equally many batches. The state is consistent whenever the generator is paused:
+    All workers must feed equally many steps. The state is consistent whenever the generator is paused:
     the caller may log, save or stop there.
 
     Args:
         state: changed in place; training goes on from `state.step`.
-        episodes: the batches from `state.step` on.
+        episodes: the batches from `state.step` on; of several shards in turn.
         recipe: the method's training settings.
         seed: of the random draws of the loss.
-        rank: of this worker.
         bfloat16: run matrix products in bfloat16; parameters and reductions stay float32.
         looks: early stopping; None trains all steps.
 
     Raises:
         DivergedError: the gradient is not finite.
     """
-    model = state.model
-    device = model.center_D.device
+    device = state.model.center_D.device
     parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
+    gradients = Gradients(parameters, state.models, state.shards)
     precision = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-    model.train()
-    for batch in episodes:
+    numbered = list(zip(state.shards.numbers, state.models, strict=True))
+    for model in state.models:
+        model.train()
+    for batches in zip(*[iter(episodes)] * len(numbered), strict=False):
         if state.step >= recipe.steps or state.stopped:
             return
-        torch.manual_seed(step_seed(seed, rank, state.step))
         factor = rate(state.step, recipe)
         for group in state.optimiser.param_groups:
             group["lr"] = group["peak_lr"] * factor
         state.optimiser.zero_grad(set_to_none=True)
-        with precision:
-            loss = model.loss(batch.to(device), state.step / recipe.steps)
-        loss.total.backward()
-        average_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        losses: list[Loss] = []
+        for (number, model), batch in zip(numbered, batches, strict=True):
+            torch.manual_seed(step_seed(seed, number, state.step))
+            with precision:
+                loss = model.loss(batch.to(device), state.step / recipe.steps)
+            loss.total.backward()
+            gradients.collect()
+            losses.append(Loss(loss.total.detach(), loss.parts))
+        norm = gradients.average(recipe.clip)
         if not math.isfinite(float(norm)):
             # The averaged gradient is the same on all workers, so all stop here together.
             raise DivergedError(
@@ -190,31 +199,46 @@ def train(
         state.step += 1
         valid = None
         if looks and (state.step % looks.every == 0 or state.step == recipe.steps):
-            valid = validate(model, looks.episodes)
+            valid = validate(state.models, looks.episodes, state.shards)
             state.consider(valid, looks.patience)
-            model.train()
+            for model in state.models:
+                model.train()
         yield StepMetrics(
             step=state.step,
-            loss=float(loss.total.detach()),
-            parts={name: float(part) for name, part in loss.parts.items()},
+            loss=_mean(loss.total for loss in losses),
+            parts={name: _mean(loss.parts[name] for loss in losses) for name in losses[0].parts},
             grad_norm=float(norm),
             lr=recipe.lr * factor,
-            comparisons=batch.target.comparisons,
+            comparisons=sum(batch.target.comparisons for batch in batches),
             valid=valid,
         )
 
 
+def _mean(values: Iterable[Tensor]) -> float:
+    return statistics.fmean(float(value) for value in values)
+
+
 @torch.no_grad()
-def validate(model: RewardModel, batches: Iterable[Episodes]) -> Validation:
+def validate(
+    models: Sequence[RewardModel], episodes: Sequence[Iterable[Episodes]], shards: Shards | None = None
+) -> Validation:
     """Return how well target comparisons are predicted from the context.
 
-    All workers must call it together; the figures are of all their comparisons. Each worker settles its
-    model on its own users.
+    All workers must call it together; the figures are of all their comparisons. Each shard's model is
+    settled on the shard's own users.
 
     Args:
-        model: changed only in what `settle` derives.
-        batches: training comparisons as context, held-out ones as target; iterated twice.
+        models: of this worker's shards; changed only in what `settle` derives.
+        episodes: of each shard, training comparisons as context, held-out ones as target; iterated twice.
+        shards: which of the run's shards these are; None where there is one.
     """
+    totals_S3 = torch.stack([_tally(*shard) for shard in zip(models, episodes, strict=True)])
+    nll, right, count = (shards or Shards()).add_up(totals_S3).tolist()
+    return Validation(nll / count, right / count)
+
+
+def _tally(model: RewardModel, batches: Iterable[Episodes]) -> Tensor:
+    """Return the sums of NLL, right predictions and weight over a shard's target comparisons."""
     device = model.center_D.device
     model.eval()
     model.settle(batch.context.to(device) for batch in batches)
@@ -227,7 +251,4 @@ def validate(model: RewardModel, batches: Iterable[Episodes]) -> Validation:
         logit_BP = margin.logit_BN().float()
         nll_BP, right_BP = -F.logsigmoid(logit_BP), (logit_BP > 0).float()
         totals += torch.stack([(nll_BP * mask_BP).sum(), (right_BP * mask_BP).sum(), mask_BP.sum()]).double()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(totals)
-    nll, right, count = totals.tolist()
-    return Validation(nll / count, right / count)
+    return totals

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,7 @@ from raypref.data.items import ItemTable
 from raypref.data.tables import Comparisons, Tables
 from raypref.methods.base import RewardModel
 from raypref.train.loop import Looks, StepMetrics, TrainState, start, train
+from raypref.train.shards import Shards, cut
 from raypref.types import Dims, Episodes, Pairs
 
 SCALE_SAMPLE = 16_384
@@ -34,47 +36,66 @@ USERS_PER_PRIMING_BATCH = 32
 
 
 class Session:
-    """What one of `world_size` workers trains: a fresh state that may be loaded, then `steps`."""
+    """What one worker trains: a fresh state that may be loaded, then `steps`."""
 
     def __init__(
         self,
         config: RunConfig,
         items: ItemTable,
         tables: Tables,
-        learn: Comparisons,
-        held: Comparisons,
+        splits: Sequence[tuple[Comparisons, Comparisons]],
         device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
+        shards: Shards | None = None,
     ) -> None:
-        """Start from the training (`learn`) and validation (`held`) comparisons of this worker's users.
+        """Start from the comparisons of this worker's users.
+
+        Args:
+            config: the run.
+            items: as the method wants them, with prompts or without.
+            tables: where the comparisons are from.
+            splits: of each of the worker's shards, training and validation comparisons of its users.
+            device: where the model is.
+            shards: which of the run's shards these are; None where there is one.
 
         Raises:
-            InputError: this worker has no training comparisons.
+            InputError: a shard has no training comparisons.
         """
         recipe, options = config.method.recipe, config.train
-        self._config, self._rank = config, rank
-        self.state = start(fresh_model(config, items, tables).to(device), recipe)
-        self._sampler = EpisodeSampler(learn, items.gather, recipe, options.seed, rank, world_size)
+        shards = shards or Shards()
+        models = cut(
+            fresh_model(config, items, tables), [torch.from_numpy(learn.row_U) for learn, _ in splits]
+        )
+        if models[0].user_rows:
+            splits = [(_numbered(learn), held) for learn, held in splits]
+        self._config = config
+        self.state = start([model.to(device) for model in models], recipe, shards)
+        self._samplers = [
+            EpisodeSampler(learn, items.gather, recipe, options.seed, number, shards.total)
+            for number, (learn, _) in zip(shards.numbers, splits, strict=True)
+        ]
         self._looks = None
         if tables.metadata.comparisons.get("seen/valid", 0):
-            episodes = HeldOut(
-                items, learn, held, -(-VALIDATION_USERS // world_size), USERS_PER_VALIDATION_BATCH
-            )
+            users = -(-VALIDATION_USERS // shards.total)
+            episodes = [HeldOut(items, *split, users, USERS_PER_VALIDATION_BATCH) for split in splits]
             self._looks = Looks(episodes, options.validate_every, options.patience)
 
     def steps(self) -> Iterator[StepMetrics]:
         """Take the steps that are left; the state is consistent after each."""
         options = self._config.train
-        return train(
+        streams = [sampler.stream(self.state.step) for sampler in self._samplers]
+        yield from train(
             self.state,
-            self._sampler.stream(self.state.step),
+            (episodes for step in zip(*streams, strict=True) for episodes in step),
             self._config.method.recipe,
             seed=options.seed,
-            rank=self._rank,
             bfloat16=options.precision == "bfloat16",
             looks=self._looks,
         )
+
+
+def _numbered(comparisons: Comparisons) -> Comparisons:
+    """Return the same with each user's row in the table of its shard, which is the user's place in it."""
+    return replace(comparisons, row_U=np.arange(len(comparisons.row_U)))
 
 
 def fresh_model(config: RunConfig, items: ItemTable, tables: Tables) -> RewardModel:
@@ -133,7 +154,7 @@ def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainStat
         },
         schema=BUNDLE_USERS_SCHEMA,
     )
-    found = {"valid_nll": state.best_nll, "valid_accuracy": state.best_accuracy} if state.best else {}
+    found = {"valid_nll": state.best_nll, "valid_accuracy": state.best_accuracy} if state.best_step else {}
     info = BundleInfo(
         method=config.method,
         dim=model.dims.embedding,
@@ -151,7 +172,7 @@ def fit(config: RunConfig, items: ItemTable, tables: Tables) -> Bundle:
     """Train in this process, without Ray; for experiments that fit many small models."""
     items = items.with_prompts(config.method.needs_prompts)
     learn, held = (tables.comparisons("seen", [split]) for split in ("train", "valid"))
-    session = Session(config, items, tables, learn, held, torch.device("cpu"))
+    session = Session(config, items, tables, [(learn, held)], torch.device("cpu"))
     for _ in session.steps():
         pass
     return finish(config, items, tables, session.state)

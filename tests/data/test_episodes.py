@@ -143,6 +143,20 @@ def test_the_stream_starts_anywhere_and_stops_its_thread() -> None:
     assert not any(thread.name == "episodes" for thread in threading.enumerate())
 
 
+def test_a_step_that_is_kept_is_not_written_over_and_one_that_is_not_makes_room() -> None:
+    recipe = Recipe(users_per_step=2, context=(0, 2))
+    sampler, fresh = (EpisodeSampler(made([4] * 6), gather, recipe, seed=0) for _ in range(2))
+    # A part of a step keeps the whole of it.
+    kept = [sampler.episodes(step).target.rejected_BPD[1:] for step in range(5)]
+    assert all(
+        torch.equal(part, fresh.episodes(step).target.rejected_BPD[1:]) for step, part in enumerate(kept)
+    )
+    assert len({part.data_ptr() for part in kept}) == 5
+    places = {part.data_ptr() for part in kept}
+    kept.clear()
+    assert {sampler.episodes(step).target.rejected_BPD[1:].data_ptr() for step in range(5)} <= places
+
+
 def test_an_error_in_the_background_reaches_the_reader() -> None:
     def broken(ids_N: np.ndarray) -> np.ndarray:
         raise InputError("gone")

@@ -139,7 +139,7 @@ def test_validation_is_the_mean_over_all_comparisons() -> None:
     looks = [
         Episodes(pairs(i, users=i + 1), pairs(10 + i, users=i + 1), torch.arange(i + 1)) for i in range(3)
     ]
-    nll, accuracy = validate(model, looks)
+    nll, accuracy = validate([model], [looks])
     with torch.no_grad():
         users = [torch.zeros(i + 1, 0) for i in range(3)]
         margins = torch.cat(

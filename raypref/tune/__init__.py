@@ -1,0 +1,1 @@
+"""Sweeps: many settings of one run, tried side by side with Ray Tune."""
