@@ -4,8 +4,8 @@
 
 Both embed the same texts with one engine on one core; on a machine of two the other core reads, tokenises and
 writes. Each run is a process of its own. Its start is not counted: the engine has embedded a batch before the
-clock starts, and the pipeline's rate is taken from its first part to the last that came while the engine still
-had its fill; what follows the last vector, until the items table is in its place, is added.
+clock starts, and the pipeline's rate is taken from its first part to the last that came while the engine
+still had its fill; what follows the last vector, until the items table is in its place, is added.
 
 Writes `results/embed.json`. Run it on an idle machine.
 """

@@ -43,7 +43,9 @@ from raypref.types import Dims
 
 FILE = "ingest.json"
 
-USERS, COMPARISONS = 2000, 45
+COMPARISONS = 45
+"""Of each user; there are as many as there are items, so that an epoch touches nearly all of the table."""
+
 PAGE_BYTES = 4096
 READERS = 64
 """Threads that read at once where the disk's own rate is measured: its queue is never empty."""
@@ -154,15 +156,16 @@ def written(directory: Path, dim: int, rows: int) -> Path:
 
 def sampler(items: ItemTable, users: int) -> EpisodeSampler:
     """Return a worker's steps of so many users each, whose comparisons are of any items."""
-    random, count = np.random.default_rng(1), USERS * COMPARISONS
+    population = len(items) // COMPARISONS
+    random, count = np.random.default_rng(1), population * COMPARISONS
     columns = {
-        "user": np.repeat(np.arange(USERS), COMPARISONS),
+        "user": np.repeat(np.arange(population), COMPARISONS),
         "pair_id": np.arange(count),
         "chosen": random.integers(0, len(items), count),
         "rejected": random.integers(0, len(items), count),
         "weight": np.ones(count),
     }
-    comparisons = Comparisons.from_batches([columns], np.arange(USERS))
+    comparisons = Comparisons.from_batches([columns], np.arange(population))
     recipe = LoReConfig().recipe.model_copy(update={"users_per_step": users})
     return EpisodeSampler(comparisons, items.gather, recipe, seed=0)
 
@@ -219,7 +222,7 @@ def training(directory: Path, users: int, seconds: float) -> dict[str, float]:
     """Return the rates of a LoRe training on a table, from its first step on."""
     items = ItemTable.open(directory)
     config = LoReConfig(recipe=LoReConfig().recipe.model_copy(update={"steps": 10**6}))
-    state = start(config.build(Dims(items.width, USERS)), config.recipe)
+    state = start(config.build(Dims(items.width, len(items) // COMPARISONS)), config.recipe)
     state.model.fit_scale(torch.from_numpy(items.sample(256, 0)))
     comparisons, begun_s = 0, time.perf_counter()
     for metrics in train(state, sampler(items, users).stream(), config.recipe, seed=0):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,14 +22,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from recording import RESULTS, save, spread, surroundings
 
-RESULTS = Path(__file__).parent / "results"
 FILE = "population.json"
 COMMAND = "python jobs/benchmarks/population.py"
 CANDIDATES = 64
@@ -76,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = [_measure(plan, size, given.method, Path(folder) / str(size)) for size in plan.users]
     found = {"command": COMMAND, **_surroundings(plan, given.method), "sizes": sizes, "reach": _reach(sizes)}
     file = (given.out or RESULTS) / FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    save(file, found)
     print(json.dumps(found["reach"], indent=1))
     print(f"written to {file}")
     return 0
@@ -85,15 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _surroundings(plan: Plan, method: str) -> dict[str, Any]:
     return {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("raypref", "ray", "torch", "numpy", "pyarrow")},
-        },
+        **surroundings("ray", "torch", "numpy", "pyarrow"),
         "config": asdict(plan)
         | {
             "method": method,
@@ -123,7 +112,7 @@ def _measure(plan: Plan, users: int, method: str, folder: Path) -> dict[str, Any
                 shutil.rmtree(folder / output, ignore_errors=True)
             turns[name].append(_turn(command, folder))
             print(f"{users} users, {name}: {turns[name][-1]}", file=sys.stderr)
-    found = {name: {key: _spread([one[key] for one in own]) for key in own[0]} for name, own in turns.items()}
+    found = {name: {key: spread([one[key] for one in own]) for key in own[0]} for name, own in turns.items()}
     reference = min(("plain", "plain_one_thread"), key=lambda name: found[name]["work_s"]["median"])
     pairs = list(zip(turns["raypref"], turns[reference], strict=True))
     _require_agreement(folder)
@@ -133,8 +122,8 @@ def _measure(plan: Plan, users: int, method: str, folder: Path) -> dict[str, Any
         "users": users,
         **found,
         "reference": reference,
-        "ratio": _spread([plain["work_s"] / ours["work_s"] for ours, plain in pairs]),
-        "ratio_with_start": _spread([plain["wall_s"] / ours["wall_s"] for ours, plain in pairs]),
+        "ratio": spread([plain["work_s"] / ours["work_s"] for ours, plain in pairs]),
+        "ratio_with_start": spread([plain["wall_s"] / ours["wall_s"] for ours, plain in pairs]),
         "us_per_user": 1e6 * found["raypref"]["work_s"]["median"] / users,
         "cpu_us_per_user": 1e6 * found["raypref"]["cpu_s"]["median"] / users,
         "limit": limit,
@@ -272,10 +261,6 @@ def _require_agreement(folder: Path) -> None:
             same = np.allclose(left, right, 1e-3, 1e-3) if left.dtype.kind == "f" else (left == right).all()
             if not same:
                 raise RuntimeError(f"{ours} and {plain} differ in {name}")
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": float(np.median(values)), "range": [float(min(values)), float(max(values))]}
 
 
 def _reach(sizes: list[dict[str, Any]]) -> dict[str, Any]:

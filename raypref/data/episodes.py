@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 
 import numpy as np
@@ -138,7 +138,7 @@ class EpisodeSampler:
             self._rows(users),
         )
 
-    def stream(self, start_step: int = 0) -> Iterator[Episodes]:
+    def stream(self, start_step: int = 0) -> Generator[Episodes]:
         """Yield the episodes of `start_step` and every later step, drawn ahead in a background thread."""
         ready: queue.Queue[Episodes | BaseException] = queue.Queue(PREFETCH_STEPS)
         stopped = threading.Event()

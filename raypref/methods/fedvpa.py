@@ -181,7 +181,7 @@ class FedVPA(LinearRewardModel):
         if self.config.pooling == "product":
             mean_BL, var_BL = product(evidence_BPE, mask_BP, 1.0)
         else:
-            mean_BL, var_BL = average(*evidence_BPE.chunk(2, -1), mask_BP)
+            mean_BL, var_BL = average(evidence_BPE, mask_BP)
         return torch.cat([mean_BL, var_BL.clamp_max(self.config.max_variance)], -1)
 
     def weights(self, z_BL: Tensor) -> Tensor:
@@ -284,10 +284,11 @@ class FedVPA(LinearRewardModel):
         ]
 
 
-def average(precision_BPL: Tensor, weighted_mean_BPL: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:
+def average(natural_BPE: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:
     """Return the averages of each user's means and variances, as clients upload them; of none, N(0, 1)."""
     count_B1 = mask_BP.sum(1, keepdim=True)
     share_BP1 = (mask_BP / count_B1.clamp_min(torch.finfo(torch.float32).tiny)).unsqueeze(-1)
-    mean_BL = (share_BP1 * weighted_mean_BPL / precision_BPL).sum(1)
+    precision_BPL, weighted_BPL = natural_BPE.chunk(2, -1)
+    mean_BL = (share_BP1 * weighted_BPL / precision_BPL).sum(1)
     var_BL = (share_BP1 / precision_BPL).sum(1)
     return mean_BL, torch.where(count_B1 > 0, var_BL, torch.ones_like(var_BL))

@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-DIM, ITEMS, USERS, COMPARISONS = 384, 520_000, 200, 20
+DIM, ITEMS, USERS, COMPARISONS = 384, 520_000, 2000, 20
 """A table of 400 MB, any item of which may stand in a comparison."""
 
 CHILD = """
