@@ -44,7 +44,7 @@ from raypref.types import Dims
 FILE = "ingest.json"
 
 COMPARISONS = 45
-"""Of each user; there are as many as there are items, so that an epoch touches nearly all of the table."""
+"""Of each user. All together are as many as the items, so an epoch touches nearly all of the table."""
 
 PAGE_BYTES = 4096
 READERS = 64
