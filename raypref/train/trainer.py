@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 from ray.train.torch import TorchTrainer
 
-from raypref.checkpoint import BundleInfo
+from raypref.checkpoint import BundleInfo, build
 from raypref.cluster import connected
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
@@ -23,9 +23,10 @@ from raypref.data.tables import Tables
 from raypref.errors import ConfigError, InputError, RayprefError
 from raypref.train.log import MetricsLog, Speed, progress
 from raypref.train.loop import TrainState, start
-from raypref.train.session import Session, finish, fresh_model
+from raypref.train.session import Session, finish
 from raypref.train.shards import Shards
 from raypref.train.state import load_state, load_weights, save_state
+from raypref.types import Dims
 
 RESIZE_S = 60.0
 """Seconds between looks whether the cluster has room for more workers of an elastic run, or for fewer."""
@@ -81,7 +82,8 @@ def run(config: RunConfig) -> BundleInfo:
             raise _cause(error) from error
     if result.checkpoint is None:
         raise InputError(f"{directory}: training ended without a checkpoint.")
-    state = start(fresh_model(config, items, tables), config.method.recipe)
+    blank = build(config.method, Dims(items.width, tables.metadata.seen_users))
+    state = start(blank, config.method.recipe)
     rows = (
         torch.from_numpy(tables.comparisons("seen", ["train"], tables.shard(shard, shards)).row_U)
         for shard in range(shards)

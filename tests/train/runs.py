@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from raypref.checkpoint import build
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.train.loop import start
-from raypref.train.session import Session, finish, fresh_model
+from raypref.train.session import Session, finish
 from raypref.train.shards import Shards
 from raypref.train.state import load_weights
+from raypref.types import Dims
 
 
 def session(config: RunConfig, shards: Shards) -> Session:
@@ -32,7 +34,8 @@ def session(config: RunConfig, shards: Shards) -> Session:
 def result(config: RunConfig, total: int, directory: Path) -> dict[str, Tensor]:
     """Return the bundle's weights of a training that stands in `directory`."""
     items, tables = ItemTable.open(config.items_dir), Tables.open(config.tables_dir)
-    state = start(fresh_model(config, items, tables), config.method.recipe)
+    blank = build(config.method, Dims(items.width, tables.metadata.seen_users))
+    state = start(blank, config.method.recipe)
     load_weights(state, directory, rows(tables, total))
     return finish(config, items, tables, state).model.state_dict()
 
