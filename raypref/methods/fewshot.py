@@ -20,7 +20,7 @@ PARTICLE_NUMBERS = 2**18
 DEVICE_NUMBERS = 2**26
 """The same on an accelerator, which wants work in large pieces."""
 
-RIDGE = 1e-12
+RIDGE = 1e-13
 """Of a precision's trace, added to its diagonal: less than rounding can take from its smallest eigenvalue."""
 
 
