@@ -104,8 +104,8 @@ def log_likelihood(common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, weig
     """Return loglik_BS: Σ_p log σ(c + f·w_s) of each user's comparisons under each particle, nats."""
     parts = [common_BP.new_zeros(0, len(weights_SK))]
     for part in _pieces(mask_BP, len(weights_SK)):
-        against_BPS = _against(common_BP[part], feature_BPK[part], weights_SK)
-        parts.append(-(mask_BP[part].unsqueeze(1) @ F.softplus(against_BPS)).squeeze(1))
+        chance_BPS = _chance(common_BP[part], feature_BPK[part], weights_SK)
+        parts.append(_total(chance_BPS, mask_BP[part]))
     return torch.cat(parts)
 
 
@@ -118,10 +118,16 @@ def _pieces(mask_BP: Tensor, particles: int) -> Iterator[slice]:
         yield slice(first, first + size)
 
 
-def _against(common_BP: Tensor, feature_BPK: Tensor, weights_SK: Tensor) -> Tensor:
-    """Return −(c + f·w_s), BPS: what speaks against each comparison under each particle."""
+def _chance(common_BP: Tensor, feature_BPK: Tensor, weights_SK: Tensor) -> Tensor:
+    """Return σ(c + f·w_s), BPS: the probability of each comparison under each particle."""
     evidence_BPE = torch.cat([common_BP.unsqueeze(-1), feature_BPK], -1)
-    return evidence_BPE @ -F.pad(weights_SK, (1, 0), value=1.0).mT
+    return torch.sigmoid_(evidence_BPE @ F.pad(weights_SK, (1, 0), value=1.0).mT)
+
+
+def _total(chance_BPS: Tensor, mask_BP: Tensor) -> Tensor:
+    """Return loglik_BS; a comparison that is less probable than a float32 can say counts as that."""
+    log_BPS = chance_BPS.clamp_min(torch.finfo(chance_BPS.dtype).tiny).log_()
+    return (mask_BP.unsqueeze(1) @ log_BPS).squeeze(1)
 
 
 def mixture_posterior(
@@ -158,12 +164,13 @@ def mixture_posterior(
     lever_BKP = (root_BKK @ (mask_BP.unsqueeze(-2) * feature_BPK.mT).double()).to(feature_BPK.dtype)
     within_BKK = (root_BKK.mT @ root_BKK).to(feature_BPK.dtype)
     root_BKK = root_BKK.mT.to(feature_BPK.dtype)
+    reach_BK1 = lever_BKP.sum(-1, keepdim=True)
     means = [common_BP.new_zeros(0, len(kernel_KK))]
     covs = [within_BKK[:0]]
     for part in _pieces(mask_BP, len(weights_SK)):
-        against_BPS = _against(common_BP[part], feature_BPK[part], weights_SK)
-        turned_BKS = lever_BKP[part] @ torch.sigmoid(against_BPS)
-        loglik_BS = -(mask_BP[part].unsqueeze(1) @ F.softplus(against_BPS)).squeeze(1)
+        chance_BPS = _chance(common_BP[part], feature_BPK[part], weights_SK)
+        turned_BKS = torch.baddbmm(reach_BK1[part], lever_BKP[part], chance_BPS, alpha=-1)
+        loglik_BS = _total(chance_BPS, mask_BP[part])
         chance_BS = torch.softmax(loglik_BS + 0.5 * turned_BKS.square().sum(1), 1)
         moved_BKS = torch.baddbmm(weights_SK.mT.expand_as(turned_BKS), root_BKK[part], turned_BKS)
         mean_BK1 = moved_BKS @ chance_BS.unsqueeze(-1)
