@@ -1,6 +1,7 @@
 """Products of many embeddings with a few heads, without a standardised copy of the embeddings.
 
-(e − c)/s · h = e · (h/s) − c · (h/s): centre and scale go into the heads, so that an embedding is read once.
+(e − c)/s · h = e · (h/s) − c · (h/s): centre and scale go into the heads. What must be cast or subtracted
+first is, on a CPU, taken in pieces that stay in its cache: a copy of all would cost more than the product.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CAST_NUMBERS = 2**18
-"""Numbers of a piece of embeddings that a CPU casts at a time: as many as its cache holds."""
+PIECE_NUMBERS = 2**19
+"""Numbers in a piece, which a core's cache holds."""
 
 
 def project(emb_ND: Tensor, heads_FD: Tensor, center_D: Tensor, scale: Tensor) -> Tensor:
@@ -23,31 +24,31 @@ def project(emb_ND: Tensor, heads_FD: Tensor, center_D: Tensor, scale: Tensor) -
     heads_FD = heads_FD / scale
     if _autocast(emb_ND) and emb_ND.dtype != torch.bfloat16:
         return F.linear(emb_ND - center_D, heads_FD).float()
-    return _product(emb_ND, heads_FD, -(heads_FD @ center_D))
+    bias_F = -(heads_FD @ center_D)
+    if emb_ND.dtype == heads_FD.dtype or _autocast(emb_ND):
+        return F.linear(emb_ND, heads_FD, bias_F).float()
+    parts = [F.linear(part_MD.to(heads_FD.dtype), heads_FD, bias_F) for part_MD in _pieces(emb_ND)]
+    return torch.cat(parts).view(*emb_ND.shape[:-1], len(heads_FD))
 
 
 def project_difference(chosen_ND: Tensor, rejected_ND: Tensor, heads_FD: Tensor, scale: Tensor) -> Tensor:
-    """Return differences of standardised embeddings times heads, NF, float32; the centre cancels.
-
-    Exactly the difference of the two products, except under autocast, which would round each of them.
-    """
+    """Return differences of standardised embeddings times heads, NF, float32; the centre cancels exactly."""
     heads_FD = heads_FD / scale
-    if _autocast(chosen_ND):
-        return F.linear(chosen_ND - rejected_ND, heads_FD).float()
-    return _product(chosen_ND, heads_FD) - _product(rejected_ND, heads_FD)
+    # bfloat16 embeddings that autocast multiplies as they are stay what they are.
+    dtype = chosen_ND.dtype if _autocast(chosen_ND) else heads_FD.dtype
+    parts: list[Tensor] = []
+    for chosen_MD, rejected_MD in zip(_pieces(chosen_ND), _pieces(rejected_ND), strict=True):
+        parts.append(F.linear(chosen_MD.to(dtype) - rejected_MD.to(dtype), heads_FD).float())
+    return torch.cat(parts).view(*chosen_ND.shape[:-1], len(heads_FD))
 
 
 def _autocast(emb_ND: Tensor) -> bool:
     return torch.is_autocast_enabled(emb_ND.device.type)
 
 
-def _product(emb_ND: Tensor, heads_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """Return emb @ heads.T + bias, float32; embeddings of another type are cast piece by piece on a CPU."""
-    if emb_ND.dtype == heads_FD.dtype or _autocast(emb_ND):
-        return F.linear(emb_ND, heads_FD, bias_F).float()
-    if emb_ND.device.type != "cpu":
-        return F.linear(emb_ND.to(heads_FD.dtype), heads_FD, bias_F)
-    rows = max(1, CAST_NUMBERS // max(1, emb_ND.shape[-1]))
+def _pieces(emb_ND: Tensor) -> tuple[Tensor, ...]:
+    """Return rows in pieces; an accelerator takes them all at once."""
     flat_ND = emb_ND.reshape(-1, emb_ND.shape[-1])
-    parts = [F.linear(part_ND.to(heads_FD.dtype), heads_FD, bias_F) for part_ND in flat_ND.split(rows)]
-    return torch.cat(parts).view(*emb_ND.shape[:-1], len(heads_FD))
+    if emb_ND.device.type != "cpu":
+        return (flat_ND,)
+    return flat_ND.split(max(1, PIECE_NUMBERS // max(1, emb_ND.shape[-1])))
