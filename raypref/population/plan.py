@@ -82,16 +82,21 @@ def plan_users(tables: Tables, users_per_part: int) -> list[Part]:
 
 
 def _part(number: int, first_user: int, end_user: int, groups: Sequence[Group], first_group: int) -> Part:
-    start = first_group
+    return Part(number, first_user, end_user, spans_before(groups, first_group, end_user))
+
+
+def spans_before(groups: Sequence[Group], first_group: int, end_user: int) -> tuple[Span, ...]:
+    """Return where the groups from `first_group` on stand that begin before `end_user`, files in one span."""
     spans: list[Span] = []
-    for group in groups[start:]:
+    for at in range(first_group, len(groups)):
+        group = groups[at]
         if group.first_user >= end_user:
             break
         if spans and spans[-1].path == group.path:
             spans[-1] = Span(group.path, spans[-1].first, group.number + 1)
         else:
             spans.append(Span(group.path, group.number, group.number + 1))
-    return Part(number, first_user, end_user, tuple(spans))
+    return tuple(spans)
 
 
 def user_groups(paths: Sequence[Path]) -> Iterator[Group]:

@@ -31,7 +31,7 @@ from raypref.population.output import (
     fixed_lists,
     floats,
 )
-from raypref.population.plan import Group, Part, Span
+from raypref.population.plan import Group, Part, spans_before
 from raypref.population.reading import offsets_of, read_rows
 from raypref.population.vectors import features_of, rewards_of_list, rewards_of_own
 from raypref.schema import METADATA_FILE, read_metadata
@@ -106,12 +106,7 @@ def _plan(users: OutputMetadata, groups: Sequence[Group]) -> tuple[list[Part], l
         end_user = first_user + source.rows
         while at < len(groups) and groups[at].last_user < first_user:
             at += 1
-        spans: list[Span] = []
-        for group in groups[at:]:
-            if group.first_user >= end_user:
-                break
-            spans.append(Span(group.path, group.number, group.number + 1))
-        parts.append(Part(number, first_user, end_user, tuple(spans)))
+        parts.append(Part(number, first_user, end_user, spans_before(groups, at, end_user)))
         first_user = end_user
     return parts, sources
 

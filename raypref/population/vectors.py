@@ -113,8 +113,6 @@ def rewards_of_own(
         mean_M[index_BN[mask_BN].numpy()] = mean_BN[mask_BN.numpy()]
         if std_M is not None and std_BN is not None:
             std_M[index_BN[mask_BN].numpy()] = std_BN[mask_BN.numpy()]
-        elif std_BN is None:
-            std_M = None
     return mean_M, std_M
 
 

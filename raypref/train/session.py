@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from raypref.data.tables import Comparisons, Tables
 from raypref.methods.base import RewardModel
 from raypref.train.loop import Looks, StepMetrics, TrainState, start, train
 from raypref.train.shards import Shards, cut
+from raypref.train.state import load_weights
 from raypref.types import Dims, Episodes, Pairs
 
 SCALE_SAMPLE = 16_384
@@ -43,7 +45,6 @@ class Session:
         config: RunConfig,
         items: ItemTable,
         tables: Tables,
-        splits: Sequence[tuple[Comparisons, Comparisons]],
         device: torch.device,
         shards: Shards | None = None,
     ) -> None:
@@ -52,8 +53,8 @@ class Session:
         Args:
             config: the run.
             items: as the method wants them, with prompts or without.
-            tables: where the comparisons are from.
-            splits: of each of the worker's shards, training and validation comparisons of its users.
+            tables: where the comparisons are; read here and not by tasks of Ray Data, for which an elastic
+                run leaves no CPU.
             device: where the model is.
             shards: which of the run's shards these are; None where there is one.
 
@@ -62,6 +63,11 @@ class Session:
         """
         recipe, options = config.method.recipe, config.train
         shards = shards or Shards()
+        parts = [tables.shard(shard, shards.total) for shard in shards.numbers]
+        splits = [
+            (tables.comparisons("seen", ["train"], part), tables.comparisons("seen", ["valid"], part))
+            for part in parts
+        ]
         models = cut(
             fresh_model(config, items, tables), [torch.from_numpy(learn.row_U) for learn, _ in splits]
         )
@@ -136,14 +142,36 @@ class FirstUsers:
             yield Episodes(nothing, target, user_B)
 
 
-def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainState) -> Bundle:
-    """Return the bundle of a trained state: its best weights, settled, and the seen users' vectors."""
+def ended(config: RunConfig, items: ItemTable, tables: Tables, directory: Path) -> TrainState:
+    """Return the state of one shard that holds the best weights of a run's training state on disk.
+
+    Raises:
+        CorruptError: a file is missing or changed, or belongs to another model.
+    """
+    blank = build(config.method, Dims(items.width, tables.metadata.seen_users))
+    state = start(blank, config.method.recipe)
+    shards = config.train.most_workers
+    rows = (
+        torch.from_numpy(tables.comparisons("seen", ["train"], tables.shard(shard, shards)).row_U)
+        for shard in range(shards)
+    )
+    load_weights(state, directory, rows)
+    return state
+
+
+def settled(state: TrainState, items: ItemTable, learn: Comparisons, users_per_batch: int) -> RewardModel:
+    """Return a trained state's model: its best weights, settled on the seen users' training comparisons."""
     state.restore_best()
     model = state.model.eval()
-    learn = tables.comparisons("seen", ["train"])
     device = model.center_D.device
-    batch = config.evaluate.users_per_batch
-    model.settle(pairs.to(device) for pairs in contexts(items, learn, batch))
+    model.settle(pairs.to(device) for pairs in contexts(items, learn, users_per_batch))
+    return model
+
+
+def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainState) -> Bundle:
+    """Return the bundle of a trained state: its best weights, settled, and the seen users' vectors."""
+    learn, batch = tables.comparisons("seen", ["train"]), config.evaluate.users_per_batch
+    model = settled(state, items, learn, batch)
     names = tables.users.column("user_id").take(pa.array(learn.user_U))
     users = pa.table(
         {
@@ -171,8 +199,7 @@ def finish(config: RunConfig, items: ItemTable, tables: Tables, state: TrainStat
 def fit(config: RunConfig, items: ItemTable, tables: Tables) -> Bundle:
     """Train in this process, without Ray; for experiments that fit many small models."""
     items = items.with_prompts(config.method.needs_prompts)
-    learn, held = (tables.comparisons("seen", [split]) for split in ("train", "valid"))
-    session = Session(config, items, tables, [(learn, held)], torch.device("cpu"))
+    session = Session(config, items, tables, torch.device("cpu"))
     for _ in session.steps():
         pass
     return finish(config, items, tables, session.state)

@@ -15,18 +15,17 @@ import ray.train.torch
 import torch
 from ray.train.torch import TorchTrainer
 
-from raypref.checkpoint import BundleInfo, build
+from raypref.checkpoint import BundleInfo
 from raypref.cluster import connected
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import ConfigError, InputError, RayprefError
 from raypref.train.log import MetricsLog, Speed, progress
-from raypref.train.loop import TrainState, start
-from raypref.train.session import Session, finish
+from raypref.train.loop import TrainState
+from raypref.train.session import Session, ended, finish
 from raypref.train.shards import Shards
-from raypref.train.state import load_state, load_weights, save_state
-from raypref.types import Dims
+from raypref.train.state import load_state, save_state
 
 RESIZE_S = 60.0
 """Seconds between looks whether the cluster has room for more workers of an elastic run, or for fewer."""
@@ -82,14 +81,8 @@ def run(config: RunConfig) -> BundleInfo:
             raise _cause(error) from error
     if result.checkpoint is None:
         raise InputError(f"{directory}: training ended without a checkpoint.")
-    blank = build(config.method, Dims(items.width, tables.metadata.seen_users))
-    state = start(blank, config.method.recipe)
-    rows = (
-        torch.from_numpy(tables.comparisons("seen", ["train"], tables.shard(shard, shards)).row_U)
-        for shard in range(shards)
-    )
     with result.checkpoint.as_directory() as path:
-        load_weights(state, Path(path), rows)
+        state = ended(config, items, tables, Path(path))
     bundle = finish(config, items, tables, state)
     bundle.save(config.bundle_dir)
     return bundle.info
@@ -115,13 +108,7 @@ def work(raw: dict[str, Any]) -> None:
 
     items = ItemTable.open(config.items_dir).with_prompts(config.method.needs_prompts)
     tables = Tables.open(config.tables_dir)
-    # Read here and not by tasks of Ray Data: an elastic run leaves no CPU for them.
-    buckets = [tables.shard(shard, shards.total) for shard in shards.numbers]
-    splits = [
-        (tables.comparisons("seen", ["train"], part), tables.comparisons("seen", ["valid"], part))
-        for part in buckets
-    ]
-    session = Session(config, items, tables, splits, ray.train.torch.get_device(), shards)
+    session = Session(config, items, tables, ray.train.torch.get_device(), shards)
     state = session.state
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as path:

@@ -6,15 +6,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from raypref.config import RunConfig, SweepConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import CorruptError, InputError
-from raypref.train.loop import TrainState, start
-from raypref.train.session import fresh_model
-from raypref.train.state import load_weights
+from raypref.train.loop import TrainState
+from raypref.train.session import ended
 from raypref.train.trainer import run, run_directory
 from raypref.tune.ledger import Look
 from raypref.tune.trial import look, opened, rungs
@@ -92,17 +89,10 @@ def _checkpoint(config: RunConfig, items: ItemTable, tables: Tables, step: int) 
     folders = {
         int(path.name.removeprefix(STEP)): path for path in run_directory(config, tables).glob(f"{STEP}*")
     }
-    shards = config.train.most_workers
     for _, path in sorted(((at, path) for at, path in folders.items() if at >= step), reverse=True):
-        rows = (
-            torch.from_numpy(tables.comparisons("seen", ["train"], tables.shard(shard, shards)).row_U)
-            for shard in range(shards)
-        )
-        state = start(fresh_model(config, items, tables), config.method.recipe)
         try:
-            load_weights(state, path, rows)
+            return ended(config, items, tables, path)
         except (CorruptError, InputError, OSError):
             # Still being written, or already gone.
             continue
-        return state
     return None

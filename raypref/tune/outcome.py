@@ -53,7 +53,7 @@ def ranked(ledger: Ledger) -> list[Record]:
 
     def key(record: Record) -> tuple[int, int, float, int]:
         order = ("finished", "stopped", "diverged", "failed").index(record.status)
-        last = record.looks[-1] if record.looks else None
+        last = record.last
         return order, -(last.rung if last else 0), -(last.accuracy if last else 0.0), record.number
 
     return sorted(ledger.records.values(), key=key)
@@ -61,7 +61,7 @@ def ranked(ledger: Ledger) -> list[Record]:
 
 def table(records: Sequence[Record], space: Sequence[Parameter]) -> pa.Table:
     """Return a row a trial: what became of it, and its values; lists and mappings as JSON."""
-    last = [record.looks[-1] if record.looks else None for record in records]
+    last = [record.last for record in records]
     columns: dict[str, pa.Array] = {
         "trial": pa.array([record.number for record in records], pa.int64()),
         "status": pa.array([record.status for record in records], pa.string()),
@@ -87,7 +87,7 @@ def text_table(records: Sequence[Record], space: Sequence[Parameter]) -> list[st
     """Return the trials as aligned lines, a heading first."""
     rows = [["trial", "status", "accuracy", "nll", "steps", "seconds", *(p.path for p in space)]]
     for record in records:
-        look = record.looks[-1] if record.looks else None
+        look = record.last
         figures = [f"{look.accuracy:.4f}", f"{look.nll:.4f}", f"{look.steps}"] if look else ["-"] * 3
         values = [word(record.values[p.path]) for p in space]
         rows.append([f"{record.number}", record.status, *figures, f"{record.seconds:.1f}", *values])

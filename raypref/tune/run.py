@@ -136,8 +136,8 @@ def _run(
     needed = {"CPU": cpus if in_process else LAUNCHER_CPUS}
     if in_process and config.train.use_gpu:
         needed["GPU"] = config.sweep.gpu_share
-    # Beside its workers, a launched training reads its comparisons.
-    least = math.ceil(cpus) + (0 if in_process else 2)
+    # Beside the workers of a launched training there must be room for the one that launches it.
+    least = math.ceil(cpus + (0.0 if in_process else LAUNCHER_CPUS))
     with connected(max(least, os.cpu_count() or 1)), tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, raw=raw, folder=str(folder)), needed),
@@ -166,8 +166,8 @@ def _slots(config: RunConfig, in_process: bool) -> int:
     """Return how many trials Ray has room for at once, at least one."""
     resources = ray.cluster_resources()
     workers = config.train.most_workers
-    spare = 0.0 if in_process else 1.0
-    room = (resources.get("CPU", 0.0) - spare) / (workers * config.train.cpus_per_worker)
+    cpus = workers * config.train.cpus_per_worker + (0.0 if in_process else LAUNCHER_CPUS)
+    room = resources.get("CPU", 0.0) / cpus
     if config.train.use_gpu:
         room = min(room, resources.get("GPU", 0.0) / (workers * config.sweep.gpu_share))
     return max(1, int(room))

@@ -111,8 +111,9 @@ class Proposals(Searcher):
             try:
                 configured(self._raw, values, trial_name(number))
             except ConfigError as error:
-                record = Record(number=number, values=values, status="failed", looks=[], seconds=0.0)
-                record = record.model_copy(update={"message": str(error)})
+                record = Record(
+                    number=number, values=values, status="failed", looks=[], seconds=0.0, message=str(error)
+                )
                 self._ledger.add(record)
                 self._sampler.tell(record)
                 continue
@@ -202,8 +203,8 @@ class Recorder(tune.Callback):
 
     def _show(self, record: Record) -> None:
         if self._bar is None:
-            last = round(record.looks[-1].accuracy, 4) if record.looks else None
-            shown = {"trial": record.number, "status": record.status, "accuracy": last, **record.values}
+            accuracy = round(record.last.accuracy, 4) if record.last else None
+            shown = {"trial": record.number, "status": record.status, "accuracy": accuracy, **record.values}
             sys.stderr.write(json.dumps(shown) + "\n")
             return
         self._bar.update()

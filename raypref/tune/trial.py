@@ -13,7 +13,6 @@ import torch
 
 from raypref import metrics
 from raypref.config import RunConfig, SweepConfig
-from raypref.data.inference import contexts
 from raypref.data.items import ItemTable
 from raypref.data.tables import Comparisons, Tables
 from raypref.evaluate.batches import ItemFeatures, bucket_groups
@@ -22,7 +21,7 @@ from raypref.evaluate.protocol import frozen
 from raypref.methods.base import RewardModel
 from raypref.schema import Cohort, Split
 from raypref.train.loop import TrainState
-from raypref.train.session import Session
+from raypref.train.session import Session, settled
 from raypref.tune.ledger import Look
 
 
@@ -37,7 +36,7 @@ class KeptTables(Tables):
         self, cohort: Cohort | None, splits: Sequence[Split], buckets: Iterable[int] | None = None
     ) -> Comparisons:
         """Return what `Tables.comparisons` returns; it is shared, not to be changed."""
-        wanted = None if buckets is None else tuple(buckets)
+        wanted = tuple(range(self.metadata.buckets) if buckets is None else buckets)
         key = (cohort, tuple(splits), wanted)
         if key not in self._kept:
             self._kept[key] = super().comparisons(cohort, splits, wanted)
@@ -72,9 +71,8 @@ def looks(config: RunConfig, sweep: SweepConfig) -> Iterator[Look]:
     """
     items, tables = opened(config.items_dir, config.tables_dir)
     items = items.with_prompts(config.method.needs_prompts)
-    learn, held = (tables.comparisons("seen", [split]) for split in ("train", "valid"))
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
-    session = Session(config, items, tables, [(learn, held)], device)
+    session = Session(config, items, tables, device)
     places = {step: rung for rung, step in enumerate(rungs(sweep, config.method.recipe.steps))}
     for done in session.steps():
         if done.step in places and not session.state.stopped:
@@ -96,12 +94,7 @@ def look(
         tables: where the comparisons are.
     """
     ended = replace(state, models=copy.deepcopy(state.models))
-    ended.restore_best()
-    model = ended.model.eval()
-    learn = tables.comparisons("seen", ["train"])
-    users = config.evaluate.users_per_batch
-    device = model.center_D.device
-    model.settle(pairs.to(device) for pairs in contexts(items, learn, users))
+    model = settled(ended, items, tables.comparisons("seen", ["train"]), config.evaluate.users_per_batch)
     accuracy, nll = _unseen(model, config, sweep, items, tables)
     return Look(rung=rung, steps=state.step, accuracy=accuracy, nll=nll)
 

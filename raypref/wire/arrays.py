@@ -69,9 +69,10 @@ def encoded_rows(array: np.ndarray) -> Iterator[dict[str, Any]]:
     filler = -size % 3
     rows = np.zeros((len(array), size + filler), np.uint8)
     rows[:, :size] = np.ascontiguousarray(array, little).view(np.uint8).reshape(len(array), size)
-    text = np.frombuffer(bytearray(pybase64.b64encode(rows.data)), np.uint8).reshape(len(array), -1)
-    text[:, text.shape[1] - filler :] = ord("=")
-    whole, width = str(text.data, "ascii"), text.shape[1]
+    width = (size + filler) // 3 * 4
+    text = np.frombuffer(bytearray(pybase64.b64encode(rows.data)), np.uint8).reshape(len(array), width)
+    text[:, width - filler :] = ord("=")
+    whole = str(text.data, "ascii")
     for row in range(len(array)):
         yield {"base64": whole[row * width : (row + 1) * width], "dtype": dtype, "shape": shape}
 

@@ -21,14 +21,7 @@ from raypref.types import Dims
 def session(config: RunConfig, shards: Shards) -> Session:
     """Return the fresh training of some shards."""
     items, tables = ItemTable.open(config.items_dir), Tables.open(config.tables_dir)
-    splits = [
-        (
-            tables.comparisons("seen", ["train"], tables.shard(shard, shards.total)),
-            tables.comparisons("seen", ["valid"], tables.shard(shard, shards.total)),
-        )
-        for shard in shards.numbers
-    ]
-    return Session(config, items, tables, splits, torch.device("cpu"), shards)
+    return Session(config, items, tables, torch.device("cpu"), shards)
 
 
 def result(config: RunConfig, total: int, directory: Path) -> dict[str, Tensor]:

@@ -103,10 +103,8 @@ def test_every_worker_starts_from_the_same_shared_pairs(folder: Path) -> None:
     drawn = build(config.method, Dims(16, USERS), config.train.seed).state_dict()
     assert not torch.equal(alone["bases_DK"], drawn["bases_DK"])
     for rank in range(2):
-        learn, held = (
-            tables.comparisons("seen", [split], tables.shard(rank, 2)) for split in ("train", "valid")
-        )
-        worker = Session(config, items, tables, [(learn, held)], torch.device("cpu"), Shards(2, rank, 2))
+        learn = tables.comparisons("seen", ["train"], tables.shard(rank, 2))
+        worker = Session(config, items, tables, torch.device("cpu"), Shards(2, rank, 2))
         for name, value in worker.state.model.state_dict().items():
             expected = alone[name][learn.row_U] if name == "rows_UK" else alone[name]
             assert torch.equal(value, expected), name
