@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recording import RESULTS, save, spread, surroundings
+from recording import options, parse, python, save, spread, surroundings, tell, told
 
 from raypref.config import VLLMConfig
 
@@ -41,22 +40,19 @@ CONFIG = VLLMConfig(model=MODEL, num_cpus=1, enforce_eager=True, max_length=256,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: its figures mean little")
-    parser.add_argument("-o", "--out", type=Path, default=RESULTS, help=f"folder of {FILE}")
+    parser = options(__doc__, FILE)
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     if given.run:
-        print(f"FOUND {json.dumps(RUNS[given.run](texts(given.texts)))}")
+        tell(RUNS[given.run](texts(given.texts)))
         return 0
-    if given.quick and given.out == RESULTS:
-        parser.error("--quick is a rehearsal: name a folder for its figures with --out")
     count, rounds = (1024, 1) if given.quick else (3072, 3)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for _ in range(rounds):
         for name in RUNS:
-            found[name].append(_child(name, count))
+            child = python(__file__, "--run", name, "--texts", count, timeout_s=900)
+            found[name].append(told(child))
             print(name, found[name][-1], flush=True)
     pairs = zip(found["pipeline"], found["engine"], strict=True)
     result = {
@@ -149,15 +145,6 @@ def steady(arrived: Sequence[tuple[float, int]], ended_s: float) -> float:
 
 
 RUNS = {"engine": engine, "pipeline": pipeline}
-
-
-def _child(name: str, count: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--run", name, "--texts", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    if done.returncode or not lines:
-        raise RuntimeError(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(lines[-1].removeprefix("FOUND "))
 
 
 if __name__ == "__main__":

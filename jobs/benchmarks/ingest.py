@@ -18,7 +18,6 @@ import importlib
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from limited import drop_pages, join, memory_group
-from recording import RESULTS, save, spread, surroundings
+from recording import options, parse, python, save, spread, surroundings, tell, told
 
 from raypref.data.episodes import BLOCK_BYTES, EpisodeSampler
 from raypref.data.items import ItemTable, write_items
@@ -53,24 +52,20 @@ READERS = 64
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: its figures mean little")
-    parser.add_argument("-o", "--out", type=Path, default=RESULTS, help=f"folder of {FILE}")
+    parser = options(__doc__, FILE)
     parser.add_argument("--steps", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--users", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     torch.set_num_threads(1)
     if given.steps:
         if given.group:
             # The optimiser imports it otherwise, and its memory is no part of what is measured.
             importlib.import_module("torch._dynamo")
             join(given.group)
-        print(f"FOUND {json.dumps(training(given.steps, given.users, given.seconds))}")
+        tell(training(given.steps, given.users, given.seconds))
         return 0
-    if given.quick and given.out == RESULTS:
-        parser.error("--quick is a rehearsal: name a folder for its figures with --out")
     size, users, rounds, seconds = (2**28, 8, 2, 0.5) if given.quick else (3 * 2**30, 64, 5, 15.0)
     widths = (384,) if given.quick else (384, 4096)
     result = {
@@ -238,16 +233,8 @@ def training(directory: Path, users: int, seconds: float) -> dict[str, float]:
 
 def _child(directory: Path, users: int, seconds: float, group: Path | None = None) -> dict[str, float]:
     """Train in a process of its own, so that all that it uses counts."""
-    command = [sys.executable, __file__, "--steps", str(directory), "--users", str(users)]
-    command += ["--seconds", str(seconds)]
-    command += ["--group", str(group)] if group else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    if done.returncode or not lines:
-        raise RuntimeError(
-            f"training ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        )
-    return json.loads(lines[-1].removeprefix("FOUND "))
+    command = [__file__, "--steps", directory, "--users", users, "--seconds", seconds]
+    return told(python(*command, *(["--group", group] if group else []), timeout_s=900))
 
 
 def pages_per_row(row_bytes: int) -> float:

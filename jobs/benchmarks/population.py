@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from recording import RESULTS, save, spread, surroundings
+from recording import options, parse, save, spread, surroundings, tell, told
 
 FILE = "population.json"
 COMMAND = "python jobs/benchmarks/population.py"
@@ -54,26 +54,22 @@ QUICK = Plan(users=(300, 600), turns=1, train_prompts=60, users_per_part=100)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: its figures mean little")
-    parser.add_argument("-o", "--out", type=Path, help=f"folder of {FILE}; default: the repository's results")
+    parser = options(__doc__, FILE)
     parser.add_argument("--work", type=Path, help="where data is written; default: a temporary folder")
     parser.add_argument("--method", default="vrf", help="type of the method that adapts; default vrf")
     parser.add_argument("--users", type=int, nargs="+", help="sizes; default 10^3 to 10^6")
     parser.add_argument("--turns", type=int, help="of both programs at each size")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     if given.run is not None:
         return _run(given.run)
-    if given.quick and given.out is None:
-        parser.error("--quick is a rehearsal: name a folder for its figures with --out")
     plan = QUICK if given.quick else FULL
     users = tuple(given.users or plan.users)
     plan = Plan(users, given.turns or plan.turns, plan.train_prompts, plan.users_per_part)
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         sizes = [_measure(plan, size, given.method, Path(folder) / str(size)) for size in plan.users]
     found = {"command": COMMAND, **_surroundings(plan, given.method), "sizes": sizes, "reach": _reach(sizes)}
-    file = (given.out or RESULTS) / FILE
+    file = given.out / FILE
     save(file, found)
     print(json.dumps(found["reach"], indent=1))
     print(f"written to {file}")
@@ -197,7 +193,7 @@ def _run(path: Path) -> int:
     found["work_s"] = sum(report.work_s for report in reports.values())
     found["cpu_s"] = sum(report.cpu_s for report in reports.values())
     found["worker_start_s"] = sum(report.start_s for report in reports.values())
-    print("FOUND " + json.dumps(found))
+    tell(found)
     return 0
 
 
@@ -221,9 +217,8 @@ def _turn(command: list[str], folder: Path) -> dict[str, float]:
     watch.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{out}")
-    line = next(line for line in out.splitlines() if line.startswith("FOUND "))
     memory = {f"{name}_peak_mib": peak / 2**20 for name, peak in peaks.items() if peak}
-    return {**json.loads(line.removeprefix("FOUND ")), "wall_s": wall_s, **memory}
+    return {**told(out), "wall_s": wall_s, **memory}
 
 
 def _watch(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:

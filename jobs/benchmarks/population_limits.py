@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from recording import best_s
 from torch.utils.flop_counter import FlopCounterMode
 
 from raypref.checkpoint import Bundle
@@ -53,9 +52,9 @@ def limits(run: Path) -> dict[str, Any]:
     rows_N = np.random.default_rng(0).integers(0, len(items), 1 << 15)
     flat = np.ones(1 << 26, np.uint8)
     rates = {
-        "operations_per_s": 2 * 1024**3 / _best_s(lambda: square @ square),
-        "gathered_bytes_per_s": len(rows_N) * row_bytes / _best_s(lambda: items.gather(rows_N)),
-        "copied_bytes_per_s": len(flat) / _best_s(flat.copy),
+        "operations_per_s": 2 * 1024**3 / best_s(lambda: square @ square),
+        "gathered_bytes_per_s": len(rows_N) * row_bytes / best_s(lambda: items.gather(rows_N)),
+        "copied_bytes_per_s": len(flat) / best_s(flat.copy),
     }
     seconds = (
         operations / rates["operations_per_s"]
@@ -72,12 +71,3 @@ def limits(run: Path) -> dict[str, Any]:
 
 def _size(path: Path) -> int:
     return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
-
-
-def _best_s(work: Callable[[], object]) -> float:
-    seconds: list[float] = []
-    for _ in range(5):
-        begun_s = time.process_time()
-        work()
-        seconds.append(time.process_time() - begun_s)
-    return min(seconds)

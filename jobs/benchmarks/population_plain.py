@@ -9,7 +9,6 @@ by bucket, so that memory does not grow with users.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from recording import tell
 
 from raypref.checkpoint import Bundle
 from raypref.data.items import ItemTable
@@ -73,7 +73,7 @@ def main(run: Path, out: Path, threads: int) -> None:
         scores = {"mean": lists(means)} | ({"std": lists(stds)} if stds else {})
         write(out / "scores" / path.name, columns | scores)
         held = held[len(user) :]
-    print("FOUND " + json.dumps({"work_s": time.perf_counter() - begun_s, "cpu_s": time.process_time()}))
+    tell({"work_s": time.perf_counter() - begun_s, "cpu_s": time.process_time()})
 
 
 def encode(

@@ -1,11 +1,15 @@
-"""What every record of figures says beside them: which machine, which versions; and how it is written."""
+"""What benchmarks share: their options, their child processes, and how figures are written down."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,70 @@ import numpy as np
 from raypref import files
 
 RESULTS = Path(__file__).parent / "results"
+
+FOUND = "FOUND "
+"""Begins the line in which a process prints its figures."""
+
+
+def options(description: str | None, file: str) -> argparse.ArgumentParser:
+    """Return a parser that knows `--quick` and `--out`, the folder of the file of figures."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: its figures mean little")
+    parser.add_argument("-o", "--out", type=Path, default=RESULTS, help=f"folder of {file}")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the given options; a rehearsal must not stand among the recorded figures."""
+    given = parser.parse_args(arguments)
+    if given.quick and given.out == RESULTS:
+        parser.error("--quick is a rehearsal: name a folder for its figures with --out")
+    return given
+
+
+def tell(found: Any) -> None:
+    """Print the figures of this process for the one that started it."""
+    print(f"{FOUND}{json.dumps(found)}", flush=True)
+
+
+def told(output: str) -> Any:
+    """Return the figures among what a process printed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    lines = [line for line in output.splitlines() if line.startswith(FOUND)]
+    if not lines:
+        raise ValueError(f"no figures among what was printed:\n{output[-2000:]}")
+    return json.loads(lines[-1].removeprefix(FOUND))
+
+
+def python(*arguments: object, timeout_s: float | None = None) -> str:
+    """Run Python in a process of its own and return what it printed.
+
+    Raises:
+        RuntimeError: it failed.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+    return done.stdout
+
+
+def best_s(work: Callable[[], object]) -> float:
+    """Return the least CPU seconds of five calls: what the machine can do."""
+    seconds: list[float] = []
+    for _ in range(5):
+        begun_s = time.process_time()
+        work()
+        seconds.append(time.process_time() - begun_s)
+    return min(seconds)
 
 
 def surroundings(*libraries: str) -> dict[str, Any]:

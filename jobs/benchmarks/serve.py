@@ -10,7 +10,6 @@ large request's figures; without it the one that is recorded stays. Run it on an
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import json
@@ -30,7 +29,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import yaml
-from recording import RESULTS, save, spread, surroundings
+from recording import options, parse, save, spread, surroundings, told
 
 FILE = "serve.json"
 COMMAND = "python jobs/benchmarks/serve.py"
@@ -87,17 +86,13 @@ QUICK = Plan(users=100, rounds=2, round_s=1, connections=32, widths=(384,), bulk
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: its figures mean little")
-    parser.add_argument("-o", "--out", type=Path, help=f"folder of {FILE}; default: the repository's results")
+    parser = options(__doc__, FILE)
     parser.add_argument("--baseline", type=Path, help="what an older serve_bulk.py printed")
-    given = parser.parse_args(arguments)
-    if given.quick and given.out is None:
-        parser.error("--quick is a rehearsal: name a folder for its figures with --out")
+    given = parse(parser, arguments)
     if shutil.which("wrk") is None:
         parser.error("wrk makes the load: apt-get install wrk")
     signal.signal(signal.SIGTERM, _stop)
-    file = (given.out or RESULTS) / FILE
+    file = given.out / FILE
     plan = QUICK if given.quick else FULL
     before = json.loads(given.baseline.read_text()) if given.baseline else _recorded(file)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -312,8 +307,7 @@ def _wrk(
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", "load.lua"]
     command.append(f"http://127.0.0.1:{port}")
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
-    found = json.loads(line.removeprefix("FOUND "))
+    found = told(done.stdout)
     if found["failed"] or not found["requests"]:
         raise RuntimeError(f"{kind} {prefix}: not every request was answered 2xx:\n{done.stdout}")
     return {**found, "per_s": found["requests"] / found["seconds"]}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from recording import best_s
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, library_versions
@@ -296,15 +297,6 @@ def limits() -> dict[str, float]:
     """Return what one thread of this machine does at best: operations and bytes a second."""
     torch.set_num_threads(1)
     square, row = torch.ones(1024, 1024), np.ones(1 << 26, np.uint8)
-
-    def best_s(work: Callable[[], object]) -> float:
-        seconds: list[float] = []
-        for _ in range(5):
-            begun_s = time.process_time()
-            work()
-            seconds.append(time.process_time() - begun_s)
-        return min(seconds)
-
     return {
         "operations_per_s": 2 * 1024**3 / best_s(lambda: square @ square),
         "bytes_per_s": 2 * row.size / best_s(row.copy),

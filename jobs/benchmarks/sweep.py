@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recording import RESULTS, save, spread, surroundings
+from recording import options, parse, python, save, spread, surroundings, tell, told
 
 FILE = "sweep.json"
 REACH = 1.3
@@ -33,16 +32,12 @@ RUNGS = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: its figures mean little")
-    parser.add_argument("-o", "--out", type=Path, default=RESULTS, help=f"folder of {FILE}")
+    parser = options(__doc__, FILE)
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     if given.plain:
-        print(f"FOUND {json.dumps(plain(json.loads(given.plain.read_text())))}")
+        tell(plain(json.loads(given.plain.read_text())))
         return 0
-    if given.quick and given.out == RESULTS:
-        parser.error("--quick is a rehearsal: name a folder for its figures with --out")
     os.environ["OMP_NUM_THREADS"] = "1"
     rounds = 1 if given.quick else 3
     turns: list[dict[str, Any]] = []
@@ -50,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         home = Path(folder)
         run = described(home, quick=given.quick)
         _write(home / "run.json", run)
-        _call("plant", "-c", home / "run.json")
+        python("-m", "raypref", "plant", "-c", home / "run.json")
         for turn in range(rounds):
             turns.append(_turn(home, run, turn))
             print(
@@ -114,9 +109,8 @@ def plain(run: dict[str, Any]) -> list[float]:
 def _turn(home: Path, run: dict[str, Any], turn: int) -> dict[str, float]:
     """Return the seconds of each program, once."""
     start = time.perf_counter()
-    text = _python(__file__, "--plain", home / "run.json")
+    accuracies = told(python(__file__, "--plain", home / "run.json"))
     plain_s = time.perf_counter() - start
-    accuracies = json.loads(text.rpartition("FOUND ")[2])
     sweep_s, records = _sweep(home, run, f"sweep-{turn}", 0)
     if [record["looks"][-1]["accuracy"] for record in records] != accuracies:
         raise RuntimeError("the sweep and the loop found different accuracies")
@@ -140,22 +134,11 @@ def _sweep(home: Path, run: dict[str, Any], name: str, rungs: int) -> tuple[floa
     own = {**run, **tables, "dir": str(home / name), "sweep": {**run["sweep"], "rungs": rungs}}
     _write(home / f"{name}.json", own)
     start = time.perf_counter()
-    _call("sweep", "-c", home / f"{name}.json")
+    python("-m", "raypref", "sweep", "-c", home / f"{name}.json")
     seconds = time.perf_counter() - start
     (ledger,) = (home / name).glob("sweep/*/trials.jsonl")
     records = [json.loads(line) for line in ledger.read_text().splitlines()]
     return seconds, sorted(records, key=lambda record: record["number"])
-
-
-def _call(*arguments: object) -> str:
-    return _python("-m", "raypref", *arguments)
-
-
-def _python(*arguments: object) -> str:
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{arguments} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return done.stdout
 
 
 def _write(path: Path, run: dict[str, Any]) -> None:

@@ -1,0 +1,57 @@
+"""Time on one core or one accelerator, and what the device can do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the square matrices whose product is the peak."""
+
+NUMBERS = {"cpu": 2**26, "cuda": 2**30}
+"""Float32 numbers that are read to learn the bandwidth."""
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return what a call takes: CPU time, so that neighbours do not count, or an accelerator's time."""
+    if device.type == "cpu":
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def medians(
+    works: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, least_s: float
+) -> dict[str, list[float]]:
+    """Return seconds of each work in each round, works taking turns, each repeated for `least_s` or more."""
+    repeats: dict[str, int] = {}
+    for name, work in works.items():
+        work()
+        repeats[name] = max(1, round(least_s / max(seconds(work, device), 1e-6)))
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            taken = [seconds(work, device) for _ in range(repeats[name])]
+            found[name].append(statistics.median(taken))
+    return found
+
+
+def peaks(device: torch.device) -> dict[str, float]:
+    """Return flops of square products in float32 and bfloat16, and bytes read, each per second."""
+    side, numbers = SIDE[device.type], NUMBERS[device.type]
+    found: dict[str, float] = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        square = torch.randn(side, side, device=device).to(dtype)
+        taken = medians({"": lambda s=square: s @ s}, device, 3, 0.0)[""]
+        found[f"{name}_flops"] = 2 * side**3 / statistics.median(taken)
+    block = torch.ones(numbers, device=device)
+    found["read_bytes"] = 4 * numbers / statistics.median(medians({"": block.sum}, device, 3, 0.0)[""])
+    return found
