@@ -45,7 +45,7 @@ LOOKS = (5, 10, 20, 30, 40, 60, 80, 100, 125, 150, 175, 200, 225)
 
 CLOSE = 0.002
 RATES = (3e-3, 5e-3, 1e-2, 2e-2)
-LENGTHS = {1000: (30, 60, 120, 250), 10_000: (60, 120, 250, 500)}
+LENGTHS = {1000: (60, 120, 250), 10_000: (120, 250)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__, FILE)
     parser.add_argument("--dims", type=int, nargs="+", choices=PROMPTS, default=tuple(PROMPTS))
     parser.add_argument("--users", type=int, nargs="+", choices=LENGTHS, default=tuple(LENGTHS))
-    parser.add_argument("--budget", type=float, default=300.0, help="CPU seconds of a full-batch loop")
+    parser.add_argument("--budget", type=float, default=150.0, help="CPU seconds of a full-batch loop")
     given = parse(parser, arguments)
     torch.set_num_threads(1)
     plan = Plan(tuple(given.dims), tuple(given.users), given.budget)
