@@ -25,10 +25,7 @@ from raypref.config import EvaluateConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import InputError, MismatchError
-from raypref.evaluate.batches import (
-    ItemFeatures,
-    bucket_groups,
-)
+from raypref.evaluate.batches import ItemFeatures, bucket_groups
 from raypref.evaluate.collapse import Posteriors, Sample
 from raypref.evaluate.judging import Judged, judge, judge_by_others
 from raypref.evaluate.result import PER_USER_SCHEMA, Absent, Cell, Evaluation, Setting
