@@ -5,7 +5,7 @@
 A planted population is written once; then two programs take turns on it, each a process of its own from its
 start to its end, imports and Ray's start among it: `raypref sweep`, one trial at a time on one CPU, and a
 loop over the same settings in one process without Ray, which opens the data once and measures unseen users
-as a trial does. Both must find the same accuracies. A third turn is the sweep with early stopping. The limit
+as a trial does. Both must find the same accuracies. Then the sweep runs once with early stopping. The limit
 beside the figure is the time that the trials themselves took inside the sweep's worker.
 
 Writes `results/sweep.json`. Run it on an idle machine.
@@ -48,16 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         python("-m", "raypref", "plant", "-c", home / "run.json")
         for turn in range(rounds):
             turns.append(_turn(home, run, turn))
-            print(
-                json.dumps({name: turns[-1][name] for name in ("plain_s", "sweep_s", "stopping_s")}),
-                flush=True,
-            )
+            print(json.dumps(turns[-1]), flush=True)
+        stopping = _stopping(home, run)
     result = {
         "command": "python jobs/benchmarks/sweep.py",
         **surroundings("ray", "torch"),
         "config": {**{name: part for name, part in run.items() if name != "dir"}, "rounds": rounds},
         "limit": "trials_s: what the trials took in the sweep's worker, without start-up and without Tune",
         **{name: spread([turn[name] for turn in turns]) for name in turns[0]},
+        **stopping,
         "ratio": spread([turn["sweep_s"] / turn["plain_s"] for turn in turns]),
         "reach": REACH,
     }
@@ -114,17 +113,22 @@ def _turn(home: Path, run: dict[str, Any], turn: int) -> dict[str, float]:
     sweep_s, records = _sweep(home, run, f"sweep-{turn}", 0)
     if [record["looks"][-1]["accuracy"] for record in records] != accuracies:
         raise RuntimeError("the sweep and the loop found different accuracies")
-    stopping_s, stopped = _sweep(home, run, f"stopping-{turn}", RUNGS)
     return {
         "plain_s": plain_s,
         "sweep_s": sweep_s,
         "trials_s": sum(record["seconds"] for record in records),
         "best_accuracy": max(accuracies),
-        "stopping_s": stopping_s,
-        "stopping_trials_s": sum(record["seconds"] for record in stopped),
-        "stopping_best_accuracy": max(
-            record["looks"][-1]["accuracy"] for record in stopped if record["status"] == "finished"
-        ),
+    }
+
+
+def _stopping(home: Path, run: dict[str, Any]) -> dict[str, float]:
+    """Return what early stopping costs and finds."""
+    seconds, records = _sweep(home, run, "stopping", RUNGS)
+    finished = [record for record in records if record["status"] == "finished"]
+    return {
+        "stopping_s": seconds,
+        "stopping_trials_s": sum(record["seconds"] for record in records),
+        "stopping_best_accuracy": max(record["looks"][-1]["accuracy"] for record in finished),
     }
 
 

@@ -125,8 +125,8 @@ def _chance(common_BP: Tensor, feature_BPK: Tensor, weights_SK: Tensor) -> Tenso
 
 
 def _total(chance_BPS: Tensor, mask_BP: Tensor) -> Tensor:
-    """Return loglik_BS; a comparison that is less probable than a float32 can say counts as that."""
-    log_BPS = chance_BPS.clamp_min(torch.finfo(chance_BPS.dtype).tiny).log_()
+    """Return loglik_BS and use up the chances; one that is less than a float32 can say counts as that."""
+    log_BPS = chance_BPS.clamp_min_(torch.finfo(chance_BPS.dtype).tiny).log_()
     return (mask_BP.unsqueeze(1) @ log_BPS).squeeze(1)
 
 

@@ -21,7 +21,7 @@ def project(emb_ND: Tensor, heads_FD: Tensor, center_D: Tensor, scale: Tensor) -
     what the embedding lost when it was stored as float16. Autocast to bfloat16 has not, so that embeddings
     which are not bfloat16 themselves are centred first.
     """
-    heads_FD = heads_FD / scale
+    heads_FD = _scaled(heads_FD, scale)
     if _autocast(emb_ND) and emb_ND.dtype != torch.bfloat16:
         return F.linear(emb_ND - center_D, heads_FD).float()
     bias_F = -(heads_FD @ center_D)
@@ -33,13 +33,18 @@ def project(emb_ND: Tensor, heads_FD: Tensor, center_D: Tensor, scale: Tensor) -
 
 def project_difference(chosen_ND: Tensor, rejected_ND: Tensor, heads_FD: Tensor, scale: Tensor) -> Tensor:
     """Return differences of standardised embeddings times heads, NF, float32; the centre cancels exactly."""
-    heads_FD = heads_FD / scale
+    heads_FD = _scaled(heads_FD, scale)
     # bfloat16 embeddings that autocast multiplies as they are stay what they are.
     dtype = chosen_ND.dtype if _autocast(chosen_ND) else heads_FD.dtype
     parts: list[Tensor] = []
     for chosen_MD, rejected_MD in zip(_pieces(chosen_ND), _pieces(rejected_ND), strict=True):
         parts.append(F.linear(chosen_MD.to(dtype) - rejected_MD.to(dtype), heads_FD).float())
     return torch.cat(parts).view(*chosen_ND.shape[:-1], len(heads_FD))
+
+
+def _scaled(heads_FD: Tensor, scale: Tensor) -> Tensor:
+    """Return heads / scale, row after row: a product with the transposed layout takes twice as long."""
+    return (heads_FD / scale).contiguous()
 
 
 def _autocast(emb_ND: Tensor) -> bool:
