@@ -86,6 +86,10 @@ class MethodConfig(BaseModel):
         """Return an untrained model; draws from torch's global random state."""
 
 
+RIDGE_WIDTH = 384
+"""Dimensions at which penalties on heads are what their weights say."""
+
+
 class RewardModel(nn.Module, ABC):
     """A personal reward, cut into two towers: r_u(x, y) = reward(item(e(x, y)), infer(evidence of u)).
 
@@ -128,6 +132,13 @@ class RewardModel(nn.Module, ABC):
     def project_difference(self, chosen_ND: Tensor, rejected_ND: Tensor, heads_FD: Tensor) -> Tensor:
         """Return project(chosen) − project(rejected)."""
         return project_difference(chosen_ND, rejected_ND, heads_FD, self.scale)
+
+    def ridge(self, head: Tensor) -> Tensor:
+        """Return the squared norm of D-wide heads as a penalty weighs it: times D / 384.
+
+        An equally large reward of standardised embeddings has a squared norm that falls as 1/D.
+        """
+        return head.square().sum() * (self.dims.embedding / RIDGE_WIDTH)
 
     @abstractmethod
     def item(self, emb_ND: Tensor) -> Tensor:

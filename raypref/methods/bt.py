@@ -20,7 +20,9 @@ class BTConfig(MethodConfig):
 
     type: Literal["bt"] = "bt"
     recipe: Recipe = Recipe(steps=600, users_per_step=256, targets=64, lr=1e-2)
-    l2: float = Field(default=0.02, ge=0, description="Penalty on the squared norm of the head.")
+    l2: float = Field(
+        default=0.02, ge=0, description="Penalty on the squared norm of the head, times D / 384."
+    )
 
     def build(self, dims: Dims) -> BT:
         """Return an untrained model."""
@@ -61,5 +63,5 @@ class BT(LinearRewardModel):
         """Return −log σ(margin), averaged per user, plus the penalty."""
         user_BZ = self.infer(self.encode(episodes.context), episodes.context.mask_BP)
         nll = preference_loss(self(episodes.target, user_BZ), episodes.target.mask_BP)
-        penalty = self.config.l2 * self.head_D.square().sum()
+        penalty = self.config.l2 * self.ridge(self.head_D)
         return Loss(nll + penalty, {"nll": nll.detach(), "penalty": penalty.detach()})

@@ -28,7 +28,9 @@ class DPLConfig(MethodConfig):
         description="gaussian: a mean and a variance per item; categorical: a chance per atom on [0, 1].",
     )
     atoms: int = Field(default=10, ge=2, description="categorical only: atoms the reward may take.")
-    l2: NonNegativeFloat = Field(default=0.02, description="Penalty on the squared norm of the heads.")
+    l2: NonNegativeFloat = Field(
+        default=0.02, description="Penalty on the squared norm of the heads, times D / 384."
+    )
     variance: NonNegativeFloat = Field(
         default=0.0, description="gaussian only: penalty on the mean variance of a comparison."
     )
@@ -76,7 +78,7 @@ class DPL(RewardModel):
         nll = preference_loss(self.margin(chosen_BPF, rejected_BPF, user_BZ), target.mask_BP)
         share_BP1 = (target.mask_BP / target.mask_BP.sum()).unsqueeze(-1)
         shape = self._shape((share_BP1 * (chosen_BPF + rejected_BPF)).sum((0, 1)) / 2.0)
-        penalty = self.config.l2 * self.heads_FD.square().sum()
+        penalty = self.config.l2 * self.ridge(self.heads_FD)
         parts = {"nll": nll, "shape": shape, "penalty": penalty}
         return Loss(nll + shape + penalty, {name: part.detach() for name, part in parts.items()})
 

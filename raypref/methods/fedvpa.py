@@ -76,7 +76,7 @@ class FedVPAConfig(MethodConfig):
         default=1.0, description="γ, weight in that of keeping the prototypes orthonormal."
     )
     common_l2: NonNegativeFloat = Field(
-        default=0.02, description="Penalty on the squared norm of the common reward."
+        default=0.02, description="Penalty on the squared norm of the common reward, times D / 384."
     )
     samples: PositiveInt = Field(default=16, description="S, samples behind a reward's variance.")
     evidence_gain: PositiveFloat = Field(
@@ -228,7 +228,7 @@ class FedVPA(LinearRewardModel):
         margin_RBP = base_RBP + (feature_BPR @ self.weights(z_RBL).unsqueeze(-1)).squeeze(-1)
         personal = preference_loss(Reward(margin_RBP.flatten(0, 1)), scored_RBP.flatten(0, 1))
         population = preference_loss(Reward(common_BP), target.mask_BP)
-        penalty = config.common_l2 * self.common_D.square().sum()
+        penalty = config.common_l2 * self.ridge(self.common_D)
         # What the users would upload: their Gaussians with all they have said.
         upload_BZ = self.infer(evidence_BPE, target.mask_BP).detach()
         divergence = self._kl(z_RBL, user_RBZ, upload_BZ, episodes.user_B, progress)

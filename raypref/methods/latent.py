@@ -72,11 +72,12 @@ class LatentConfig(MethodConfig):
     )
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Of what the posterior sees.")
     basis_l2: NonNegativeFloat = Field(
-        default=0.0, description="Penalty on the mean squared norm of the linear item features."
+        default=0.0,
+        description="Penalty on the mean squared norm of the linear item features, times D / 384.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="Penalty on the squared norm of the common reward, for each loss it stands in.",
+        description="Penalty on its squared norm, times D / 384, for each loss the common reward stands in.",
     )
     head_rate: PositiveFloat = Field(
         default=3.0, description="Learning rate of the linear heads, times recipe.lr."
@@ -211,8 +212,8 @@ class LatentRewardModel(RewardModel, Generic[C]):
             common = Reward(chosen_BPF[..., -1] - rejected_BPF[..., -1])
             parts["population"] = preference_loss(common, target.mask_BP)
             total = total + config.population * parts["population"]
-            total = total + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
-        total = total + config.basis_l2 * self.features_DM.square().sum() / self.features_DM.shape[1]
+            total = total + (1 + config.population) * config.common_l2 * self.ridge(self.common_D)
+        total = total + config.basis_l2 * self.ridge(self.features_DM) / self.features_DM.shape[1]
         return Loss(total, {name: part.detach() for name, part in parts.items()})
 
     def exact(self) -> bool:

@@ -48,11 +48,13 @@ class LoReConfig(MethodConfig):
         "the seen users; adam: as published, simplex weights adapted by 500 Adam steps, no uncertainty.",
     )
     bases: PositiveInt = Field(default=8, description="K, the number of basis rewards.")
-    basis_l2: float = Field(default=0.01, ge=0, description="Penalty on the squared norm of the bases.")
+    basis_l2: float = Field(
+        default=0.01, ge=0, description="Penalty on the squared norm of the bases, times D / 384."
+    )
     common_l2: float = Field(
         default=0.02,
         ge=0,
-        description="Penalty on the squared norm of the common reward, for each loss it stands in.",
+        description="Penalty on its squared norm, times D / 384, for each loss the common reward stands in.",
     )
     population: float = Field(
         default=10.0,
@@ -159,8 +161,8 @@ class LoRe(LinearRewardModel):
         count = mask_BP.sum()
         personal = variational_nll(common_BP, feature_BPK, mask_BP, mean_BK, cov_BKK) / count
         population = (F.softplus(-common_BP) * mask_BP).sum() / count
-        penalty = config.basis_l2 * self.bases_DK.square().sum()
-        penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
+        penalty = config.basis_l2 * self.ridge(self.bases_DK)
+        penalty = penalty + (1 + config.population) * config.common_l2 * self.ridge(self.common_D)
         return Loss(
             personal + config.population * population + penalty,
             {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},

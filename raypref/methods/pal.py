@@ -45,7 +45,9 @@ class PALConfig(SimplexConfig):
         "residual network, which adamw always has.",
     )
     projector_l2: NonNegativeFloat = Field(
-        default=0.003, description="posterior only: penalty on the squared norm of the projector."
+        default=0.003,
+        description="posterior only: penalty on the squared norm of the projector, its D-wide "
+        "part times D / 384.",
     )
 
     @classmethod
@@ -96,9 +98,9 @@ class PAL(PointsModel):
         """Return the negative log marginal likelihood, averaged per comparison, with the penalties."""
         config = self.config
         personal, population = self.marginal_nll(episodes.target)
-        projector = [self.down_DL, *self.head.parameters()]
-        penalty = config.projector_l2 * sum(part.square().sum() for part in projector)
-        penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
+        rest = sum(part.square().sum() for part in self.head.parameters())
+        penalty = config.projector_l2 * (self.ridge(self.down_DL) + rest)
+        penalty = penalty + (1 + config.population) * config.common_l2 * self.ridge(self.common_D)
         return Loss(
             personal + config.population * population + penalty,
             {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},

@@ -81,7 +81,7 @@ class PALB(PointsModel):
         """Return the negative log marginal likelihood, averaged per comparison, with the penalty."""
         config = self.config
         personal, population = self.marginal_nll(episodes.target)
-        penalty = (1 + config.population) * config.common_l2 * self.common_D.square().sum()
+        penalty = (1 + config.population) * config.common_l2 * self.ridge(self.common_D)
         return Loss(
             personal + config.population * population + penalty,
             {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},

@@ -58,12 +58,13 @@ class PReFConfig(MethodConfig):
         "population's; 0.5 is a standard-normal prior.",
     )
     basis_l2: NonNegativeFloat = Field(
-        default=0.01, description="posterior only: penalty on the squared norm of the factors' heads."
+        default=0.01,
+        description="posterior only: penalty on the squared norm of the factors' heads, times D / 384.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="posterior only: penalty on the squared norm of the population's reward, for each loss "
-        "it stands in.",
+        description="posterior only: penalty on the squared norm of the population's reward, times D / 384, "
+        "for each loss it stands in.",
     )
     population: NonNegativeFloat = Field(
         default=10.0,
@@ -197,9 +198,9 @@ class PReF(FactorModel):
         population = (F.softplus(-common_BP) * mask_BP).sum() / count
         penalty = config.difference_l2 * (delta_BPK.norm(dim=-1) * mask_BP).sum() / count
         penalty = penalty + config.weight_l2 * row_BK.square().sum() / count
-        penalty = penalty + config.basis_l2 * self.bases_DK.square().sum()
-        common_D = self.bases_DK @ self.center_K
-        penalty = penalty + (1 + config.population) * config.common_l2 * common_D.square().sum()
+        penalty = penalty + config.basis_l2 * self.ridge(self.bases_DK)
+        common = self.ridge(self.bases_DK @ self.center_K)
+        penalty = penalty + (1 + config.population) * config.common_l2 * common
         return Loss(
             personal + config.population * population + penalty,
             {"personal": personal.detach(), "population": population.detach(), "penalty": penalty.detach()},

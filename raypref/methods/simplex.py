@@ -37,8 +37,8 @@ class SimplexConfig(MethodConfig):
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="posterior only: penalty on the squared norm of the common reward, for each loss it "
-        "stands in.",
+        description="posterior only: penalty on the squared norm of the common reward, times D / 384, for "
+        "each loss it stands in.",
     )
     population: NonNegativeFloat = Field(
         default=10.0,

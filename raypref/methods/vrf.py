@@ -77,11 +77,12 @@ class VRFConfig(MethodConfig):
     )
     basis_l2: NonNegativeFloat = Field(
         default=0.0,
-        description="Penalty on a basis head's mean squared norm; about 10 where all items to judge are new.",
+        description="Penalty on a basis head's mean squared norm, times D / 384; about 10 where all items to "
+        "judge are new.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="Penalty on the squared norm of the common reward, for each loss it stands in.",
+        description="Penalty on its squared norm, times D / 384, for each loss the common reward stands in.",
     )
     samples: PositiveInt = Field(default=16, description="S, samples behind the posterior variance.")
     basis_gap: PositiveFloat = Field(
@@ -234,8 +235,8 @@ class VRF(LinearRewardModel):
         kl, separation = self._kl(mean_XL, var_XL), self._separation()
         # The common reward as everybody's, without doubt: what BT learns, so that no shots are no worse.
         population = preference_loss(Reward(delta_BPK @ self._prior_weights()), target.mask_BP)
-        penalty = config.basis_l2 * self.heads_KD.square().sum() / config.bases
-        penalty = penalty + (1 + config.population) * config.common_l2 * self.common_D.square().sum()
+        penalty = config.basis_l2 * self.ridge(self.heads_KD) / config.bases
+        penalty = penalty + (1 + config.population) * config.common_l2 * self.ridge(self.common_D)
         total = vbt + config.population * population + penalty
         total = total + config.kl * min(1.0, 5.0 * progress) * kl + config.separation * separation
         parts: dict[str, Tensor] = {"vbt": vbt, "population": population}
