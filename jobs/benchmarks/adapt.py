@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(parser, arguments)
     torch.set_num_threads(1)
     device = torch.device(given.device)
-    users, rounds = (100, 2) if given.quick else (10_000, 5)
+    users, rounds = (100, 2) if given.quick else (10_000, 15)
     batched = _rates(GRADIENT, users, rounds, device)
     alone = _alone(1 if given.quick else ALONE, rounds, device)
     methods = {config.model_dump()["type"]: _rates(config, users, rounds, device) for config in configs()}

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.run:
         tell(RUNS[given.run](texts(given.texts)))
         return 0
-    count, rounds = (1024, 1) if given.quick else (3072, 3)
+    count, rounds = (1024, 1) if given.quick else (1536, 2)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for _ in range(rounds):
         for name in RUNS:

@@ -87,7 +87,7 @@ class MethodConfig(BaseModel):
 
 
 RIDGE_WIDTH = 384
-"""Dimensions at which penalties on heads are what their weights say."""
+"""Dimensions up to which penalties on heads are what their weights say."""
 
 
 class RewardModel(nn.Module, ABC):
@@ -134,11 +134,12 @@ class RewardModel(nn.Module, ABC):
         return project_difference(chosen_ND, rejected_ND, heads_FD, self.scale)
 
     def ridge(self, head: Tensor) -> Tensor:
-        """Return the squared norm of D-wide heads as a penalty weighs it: times D / 384.
+        """Return the squared norm of D-wide heads as a penalty weighs it: times D / 384, from 384 on.
 
-        An equally large reward of standardised embeddings has a squared norm that falls as 1/D.
+        An equally large reward of standardised embeddings has a squared norm that falls as 1/D; in narrower
+        embeddings there is less to overfit.
         """
-        return head.square().sum() * (self.dims.embedding / RIDGE_WIDTH)
+        return head.square().sum() * max(1.0, self.dims.embedding / RIDGE_WIDTH)
 
     @abstractmethod
     def item(self, emb_ND: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class LoReConfig(MethodConfig):
         description="Rounds of the variational solver for the prior; half as many where a curvature or a "
         "gradient is all that is wanted of it.",
     )
-    particles: PositiveInt = Field(default=512, description="S, seen users whose weights make the prior.")
+    particles: PositiveInt = Field(default=384, description="S, seen users whose weights make the prior.")
     shrink_rounds: PositiveInt = Field(
         default=1, description="Leave-one-out rounds that shrink the prior's weights."
     )

@@ -7,7 +7,7 @@ from raypref.methods import BTConfig, DPLConfig, LoReConfig, VRFConfig
 from raypref.methods.base import MethodConfig
 from raypref.types import Dims, Episodes, Pairs
 
-DIM, USERS, PAIRS = 12, 3, 5
+DIM, USERS, PAIRS = 384, 3, 5
 
 
 @pytest.mark.parametrize("config", [BTConfig(), DPLConfig(), LoReConfig(bases=2), VRFConfig(basis_l2=1.0)])
