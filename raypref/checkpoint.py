@@ -7,7 +7,8 @@ sha256 of each; a flipped byte in any of them is found before anything is used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +52,10 @@ class BundleInfo(BaseModel):
     method: AnyMethod
     dim: int = Field(gt=0, description="D, the width of an embedding.")
     users: int = Field(ge=0, description="Seen users that it was trained on.")
+    federated: bool = Field(
+        default=False,
+        description="Whether users were clients that kept their own rows: the model has one row, nobody's.",
+    )
     embedder: Embedder
     data_fingerprint: str = Field(description="sha256 of the comparisons it was trained on.")
     steps: int = Field(ge=0, description="Training steps behind the weights.")
@@ -78,7 +83,7 @@ class Bundle:
         verify(directory)
         info = read_info(directory)
         users = _read_users(directory / "users.parquet")
-        model = build(info.method, Dims(info.dim, info.users))
+        model = build(info.method, Dims(info.dim, 1 if info.federated else info.users))
         load_tensors(model, directory / "model.safetensors")
         model.eval()
         return cls(model, info, users)
@@ -209,29 +214,108 @@ def verify(directory: Path) -> None:
             raise CorruptError(f"{file}: differs from {MANIFEST}. Restore it from a copy.")
 
 
-def model_card(info: BundleInfo) -> str:
-    """Return the bundle's README: a Hugging Face model card."""
-    figures = "\n".join(f"- {name}: {value:.4f}" for name, value in sorted(info.metrics.items()))
+@dataclass(frozen=True)
+class Result:
+    """A measured accuracy of a bundle, for its card."""
+
+    users: str
+    """Which users, after how many of their comparisons."""
+    items: str
+    """warm or cold."""
+    accuracy: float
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_card(
+    info: BundleInfo, licence: str | None = None, results: Sequence[Result] = (), with_users: bool = True
+) -> str:
+    """Return the bundle's README: a Hugging Face model card.
+
+    Args:
+        info: of the bundle.
+        licence: as the hub names it, such as apache-2.0; None: not said.
+        results: measured accuracies, which the card's `model-index` holds too.
+        with_users: whether the bundle keeps the vectors of the users that it was trained on.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name = f"{info.method.type} personal reward model"
+    # The hub looks for a base model by its name there; a local one has none.
+    base = info.embedder.model if HUB_ID.fullmatch(info.embedder.model) else None
+    measured = [
+        *((f"seen users, in training: {key}", key, value) for key, value in sorted(info.metrics.items())),
+        *((f"{one.users}, {one.items} items", "accuracy", one.accuracy) for one in results),
+    ]
+    data = ModelCardData(
+        library_name="raypref",
+        license=licence,
+        base_model=base,
+        pipeline_tag="text-ranking",
+        tags=["reward-model", "personalization", "preference-learning", info.method.type],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="preference-prediction",
+                dataset_type="preferences",
+                dataset_name="preferences",
+                dataset_config=what,
+                metric_type=metric,
+                metric_value=round(value, 6),
+            )
+            for what, metric, value in measured
+        ],
+    )
+    figures = "\n".join(f"| {what} | {metric} | {value:.4f} |" for what, metric, value in measured)
+    table = f"| where | metric | value |\n|---|---|---|\n{figures}\n" if measured else "Nothing.\n"
+    length = "unit length" if info.embedder.normalised else "as they come"
+    users = (
+        "`users.parquet` has a vector of every user that it was trained on, by name: personal data. Push it "
+        "to others only if those people agreed."
+        if with_users and info.users
+        else "It keeps no user by name."
+    )
     return f"""---
-library_name: raypref
-tags: [reward-model, personalization, preference-learning]
-base_model: {info.embedder.model}
+{data.to_yaml()}
 ---
 
-# {info.method.type} personal reward model
+# {name}
 
-Scores responses for one user at a time, from embeddings of dimension {info.embedder.dim} made by
-`{info.embedder.model}` (revision `{info.embedder.revision}`, {info.embedder.pooling} pooling).
-Trained on {info.users} users for {info.steps} steps with raypref {info.versions["raypref"]}.
+Scores responses for one user at a time: a user is inferred from a handful of their comparisons, with
+uncertainty where the method has it. {info.method.citation}. Trained on {info.users} users for {info.steps}
+steps with raypref {info.versions["raypref"]}, on comparisons whose fingerprint is
+`{info.data_fingerprint[:16]}`.
 
-{figures}
+## Use
 
-Preferences are personal data: the vectors in `users.parquet` describe people.
+Items are embeddings of dimension {info.embedder.dim} made by `{info.embedder.model}` (revision
+`{info.embedder.revision}`, {info.embedder.pooling} pooling, {length}) of `{info.embedder.template!r}`.
+Other embeddings give numbers without meaning.
 
 ```python
 from pathlib import Path
 from raypref.checkpoint import Bundle
 
-bundle = Bundle.load(Path("."))
+model = Bundle.load(Path(".")).model
+user = model.infer(model.evidence(chosen, rejected)[None], mask)   # (1, P, D) comparisons of one user
+reward = model.reward(model.item(candidates)[None], user)          # mean and variance
 ```
+
+`raypref pull OWNER/NAME -o bundle` fetches and verifies it; `raypref serve` serves it.
+
+## Measured
+
+{table}
+## Meant for
+
+Ranking responses for a person who has agreed to be learned from, in assistants and in research on pluralistic
+alignment. Not for: judging people, inferring traits that they did not give, or decisions about them.
+
+## Limits
+
+- A preference is personal data. {users}
+- Derived weights, such as a prior, may hold vectors of people that it was trained on, without their names.
+- It knows what the embedding holds and what its comparisons were about; elsewhere it is guessing.
+- Whoever gives few comparisons gets nearly the population's answer, which is the majority's.
 """

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -201,10 +202,16 @@ class PlantedConfig(Section):
 class TrainConfig(Section):
     """How training runs; what is method-specific stands in the method's recipe."""
 
+    mode: Literal["central", "federated"] = Field(
+        default="central",
+        description="central: comparisons come together on the workers; federated: each user is a client "
+        "whose comparisons stay where they are (section `federated`).",
+    )
     seed: int = Field(default=0, description="Seed of initialisation and sampling.")
     workers: int | tuple[int, int] = Field(
         default=1,
-        description="Data-parallel Ray Train workers; [fewest, most] lets them come and go with the nodes.",
+        description="Data-parallel Ray Train workers; [fewest, most] lets them come and go with the nodes. "
+        "federated: processes that the clients are packed onto.",
     )
     cpus_per_worker: PositiveFloat = Field(default=1, description="CPUs reserved for each worker.")
     use_gpu: bool = Field(default=False, description="Give each worker a GPU.")
@@ -218,6 +225,9 @@ class TrainConfig(Section):
         default=5, description="Looks without improvement before training stops early; 0 never stops."
     )
     max_failures: NonNegativeInt = Field(default=3, description="Worker failures to recover from.")
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        default=(), description="Where metrics are logged beside metrics.jsonl and TensorBoard."
+    )
 
     @field_validator("workers")
     @classmethod
@@ -240,6 +250,61 @@ class TrainConfig(Section):
         return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
+class PrivacyConfig(Section):
+    """Differential privacy of each client, by clipping and noise (DP-FedAvg, arXiv 1710.06963)."""
+
+    clip: PositiveFloat = Field(default=0.1, description="Longest update of a client, L2; longer are scaled.")
+    noise: NonNegativeFloat = Field(
+        default=1.0, description="Standard deviation of the noise on a round's sum, times clip."
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-5, description="δ that ε is reported for; well below one over the clients."
+    )
+
+
+class FederatedConfig(Section):
+    """Federated training, `train.mode: federated`: rounds of clients, each a seen user."""
+
+    rounds: PositiveInt = Field(default=200, description="Rounds; the method's recipe says what a step is.")
+    clients: PositiveInt = Field(default=10, description="Clients sampled in a round.")
+    local_steps: PositiveInt = Field(
+        default=10, description="Steps that a client takes in a round; the schedule runs over all rounds."
+    )
+    weights: Literal["uniform", "size"] = Field(
+        default="uniform", description="What a client's update weighs: the same, or its comparisons."
+    )
+    peers: PositiveInt = Field(
+        default=256, description="Most peers whose user vectors a client is sent, the latest first."
+    )
+    peer_rounds: PositiveInt = Field(
+        default=100, description="Rounds after which a peer's vector is too old to be sent."
+    )
+    quorum: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Share of a round's clients whose updates close it."
+    )
+    deadline_s: PositiveFloat = Field(
+        default=600.0, description="Seconds after which a round closes with the updates that came."
+    )
+    drop_out: Share = Field(
+        default=0.0, description="Share of clients that fail in a round on purpose: a rehearsal."
+    )
+    privacy: PrivacyConfig | None = Field(
+        default=None, description="Clipping and noise, and the ε that they come to; none by default."
+    )
+    masking: bool = Field(
+        default=False, description="Add updates up masked, so that the server sees their sum alone."
+    )
+    tell_loss: bool = Field(default=False, description="Let clients say their loss, to watch a rehearsal by.")
+
+    @model_validator(mode="after")
+    def _check(self) -> FederatedConfig:
+        if self.privacy and self.weights != "uniform":
+            raise ValueError("privacy needs weights: uniform; a client's size would be told by its weight")
+        if self.tell_loss and (self.privacy or self.masking):
+            raise ValueError("tell_loss shows what privacy and masking hide")
+        return self
+
+
 class EvaluateConfig(Section):
     """What evaluation measures."""
 
@@ -258,6 +323,18 @@ class EvaluateConfig(Section):
     baseline: str = Field(
         default="bt", description="Name of the bundle that others are compared with, where it is one of them."
     )
+
+
+class BestOfConfig(Section):
+    """How bundles choose among responses."""
+
+    n: tuple[PositiveInt, ...] = Field(
+        default=(2, 4, 8), min_length=1, description="Candidates of a question."
+    )
+    shots: NonNegativeInt = Field(default=16, description="Comparisons that a user gives before.")
+    questions: PositiveInt = Field(default=8, description="Most questions that each user is asked.")
+    users: PositiveInt = Field(default=2000, description="Most unseen users.")
+    seed: int = Field(default=0, description="Of users, questions, candidates and the order of comparisons.")
 
 
 class PopulationConfig(Section):
@@ -364,9 +441,11 @@ class RunConfig(Section):
     prepare: PrepareConfig = PrepareConfig()
     method: AnyMethod = DEFAULT_METHOD
     train: TrainConfig = TrainConfig()
+    federated: FederatedConfig = FederatedConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     sweep: SweepConfig = SweepConfig()
     population: PopulationConfig = PopulationConfig()
+    bestofn: BestOfConfig = BestOfConfig()
 
     @model_validator(mode="before")
     @classmethod

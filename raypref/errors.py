@@ -31,3 +31,7 @@ class RefusedError(EngineError):
 
 class DivergedError(RayprefError):
     """Training left the finite numbers; the same run would do so again."""
+
+
+class AggregationError(RayprefError):
+    """A round of secure aggregation cannot finish: too few clients, a changed message, a number too large."""

@@ -3,6 +3,7 @@
 | letter | size of                                                              |
 |--------|----------------------------------------------------------------------|
 | B      | users in a batch                                                     |
+| C      | other users: peers, or components of a mixture                       |
 | P      | comparisons of a user, padded                                        |
 | N      | items, or comparisons without a user axis                            |
 | D      | embedding                                                            |
@@ -65,6 +66,22 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Peers:
+    """What a user who trains alone is told of others (`RewardModel.peers`): never their comparisons."""
+
+    vector_CZ: Tensor
+    """User vectors of C others, none of them a user of the step."""
+    user_C: Tensor
+    """Number of each of them, the same in every step (int64)."""
+    group_B: Tensor
+    """Group of each user of the step, -1 where it is not known yet (int64)."""
+
+    def to(self, device: torch.device) -> Peers:
+        """Return a copy on `device`."""
+        return Peers(self.vector_CZ.to(device), self.user_C.to(device), self.group_B.to(device))
+
+
+@dataclass(frozen=True)
 class Episodes:
     """One training step: what `infer` may see of each user, and what the loss scores. Disjoint."""
 
@@ -72,11 +89,16 @@ class Episodes:
     target: Pairs
     user_B: Tensor
     """Row of each user in the table of seen users (int64)."""
+    peers: Peers | None = None
+    """Who the others are; None where they are the users of the step."""
 
     def to(self, device: torch.device) -> Episodes:
         """Return a copy on `device`."""
         return Episodes(
-            self.context.to(device), self.target.to(device), self.user_B.to(device, non_blocking=True)
+            self.context.to(device),
+            self.target.to(device),
+            self.user_B.to(device, non_blocking=True),
+            self.peers and self.peers.to(device),
         )
 
 

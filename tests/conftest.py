@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -39,6 +42,35 @@ def ray_cluster() -> Iterator[None]:
 def terminal_signals() -> None:
     """Give a child process the Ctrl-C of a terminal: what runs in the background inherits it ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def kill_training(description: Path, reached: Callable[[], None]) -> None:
+    """Run `raypref train` in a process of its own, and kill it and all that it started at a point."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "raypref", "train", "-c", str(description)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    family = psutil.Process(driver.pid)
+    try:
+        reached()
+    finally:
+        for process in [*family.children(recursive=True), family]:
+            process.kill()
+        driver.wait()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is computed here has the bits of what a worker with one CPU computes, on every processor."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

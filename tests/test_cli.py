@@ -43,6 +43,7 @@ def test_help_answers_within_half_a_second() -> None:
         "plant",
         "train",
         "eval",
+        "describe",
         "methods",
         "check",
         "demo",
@@ -51,6 +52,7 @@ def test_help_answers_within_half_a_second() -> None:
         "users",
         "adapt",
         "score",
+        "k8s",
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:

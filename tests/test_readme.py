@@ -72,7 +72,9 @@ def test_every_command_of_the_readme_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("name", ["table.py", "serve_table.py", "speed_table.py"])
+@pytest.mark.parametrize(
+    "name", ["table.py", "serve_table.py", "speed_table.py", "gpu_table.py", "federated_table.py"]
+)
 def test_the_figures_are_those_that_were_recorded(name: str) -> None:
     script = REPOSITORY / "jobs/benchmarks" / name
     table = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True)

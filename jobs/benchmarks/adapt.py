@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from clock import medians, peaks
-from recording import options, parse, save, spread, surroundings
+from clock import chosen, medians, peaks
+from recording import save, spread, surroundings
 
 from raypref.checkpoint import build
 from raypref.methods import METHODS, LoReConfig, PALBConfig
@@ -36,11 +36,7 @@ GRADIENT = LoReConfig(solver="adam", bases=BASES)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = options(__doc__, FILE)
-    parser.add_argument("--device", default="cpu")
-    given = parse(parser, arguments)
-    torch.set_num_threads(1)
-    device = torch.device(given.device)
+    given, device = chosen(__doc__, FILE, arguments)
     users, rounds = (100, 2) if given.quick else (10_000, 15)
     batched = _rates(GRADIENT, users, rounds, device)
     alone = _alone(1 if given.quick else ALONE, rounds, device)

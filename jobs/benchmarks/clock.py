@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from recording import options, parse
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Of the square matrices whose product is the peak."""
@@ -15,17 +17,30 @@ NUMBERS = {"cpu": 2**26, "cuda": 2**30}
 """Float32 numbers that are read to learn the bandwidth."""
 
 
+def chosen(
+    description: str | None, file: str, arguments: Sequence[str] | None
+) -> tuple[argparse.Namespace, torch.device]:
+    """Return a benchmark's options and its device; from now on PyTorch takes one thread."""
+    parser = options(description, file)
+    parser.add_argument("--device", default="cpu")
+    given = parse(parser, arguments)
+    torch.set_num_threads(1)
+    return given, torch.device(given.device)
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return what a call takes: CPU time, so that neighbours do not count, or an accelerator's time."""
+    """Return what a call takes: CPU time, so that neighbours do not count, or time between a GPU's events."""
     if device.type == "cpu":
         began = time.process_time()
         work()
         return time.process_time() - began
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    began.record()
     work()
+    ended.record()
     torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return began.elapsed_time(ended) / 1000
 
 
 def medians(

@@ -66,8 +66,8 @@ class Latents:
     information: float
 
 
-def write_page(results: Mapping[str, Result], path: Path) -> None:
-    """Write the page of all populations; claims are those recorded in the same folder."""
+def template(name: str) -> Any:
+    """Return a page's template, which stands beside this file."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -77,10 +77,15 @@ def write_page(results: Mapping[str, Result], path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def write_page(results: Mapping[str, Result], path: Path) -> None:
+    """Write the page of all populations; claims are those recorded in the same folder."""
     labels = list(dict.fromkeys(label for result in results.values() for label in fitted(result)))
     claims = [json.loads(file.read_text()) for file in sorted(path.parent.glob("claims_*.json"))]
     counts = [claim["figures"] for claim in claims if "parameters" in claim["figures"]]
-    page = environment.get_template("page.html").render(
+    page = template("page.html").render(
         results=results,
         first=next(iter(results.values())),
         labels=labels,

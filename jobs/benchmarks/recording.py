@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from raypref import files
+from raypref import __version__, files
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -91,7 +91,8 @@ def surroundings(*libraries: str) -> dict[str, Any]:
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("raypref", *libraries)},
+            "raypref": __version__,
+            **{name: version(name) for name in libraries},
         },
     }
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clock import medians, peaks
-from recording import options, parse, save, spread, surroundings
+from clock import chosen, medians, peaks
+from recording import save, spread, surroundings
 
 from raypref.checkpoint import build
 from raypref.methods import BTConfig, FedVPAConfig, LoReConfig, PReFConfig, VPLConfig, VRFConfig
@@ -47,11 +47,7 @@ PIECE_BYTES = {"cpu": 2**25, "cuda": 2**31}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write down."""
-    parser = options(__doc__, FILE)
-    parser.add_argument("--device", default="cpu")
-    given = parse(parser, arguments)
-    torch.set_num_threads(1)
-    device = torch.device(given.device)
+    given, device = chosen(__doc__, FILE, arguments)
     widths, names = ((64,), ("lore", "vrf")) if given.quick else ((384, 4096), tuple(METHODS))
     rounds, least_s = (2, 0.01) if given.quick else (7, 0.3)
     able = peaks(device)

@@ -1,9 +1,9 @@
-"""The population that `train.py` trains on, and the two loops of the published form that it stands beside."""
+"""The population that `train.py` trains on, and the two full-batch loops that it stands beside."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raypref.config import PlantedConfig
+from raypref.data.episodes import EpisodeSampler
 from raypref.data.inference import HeldOut, contexts
 from raypref.data.items import ItemTable
 from raypref.data.planting import write_planted
 from raypref.data.tables import Comparisons, Tables
 from raypref.methods import LoReConfig
-from raypref.methods.base import RewardModel
-from raypref.types import Dims, Episodes, Pairs
+from raypref.methods.base import Recipe, RewardModel
+from raypref.train.loop import start, train
+from raypref.types import Dims, Episodes
 
 PROMPTS = {384: 9402, 4096: 2000}
 MOST_BYTES = 8 * 2**30
 """Of the full-batch loop's differences; larger ones are not tried."""
+
+STALE = 100
+"""Steps without a better accuracy after which the full-batch loop has passed its best."""
 
 JUDGED = 500
 """Users whose accuracy is looked at."""
@@ -58,33 +63,42 @@ def planted(folder: Path, dim: int, users: int, seed: int = 0) -> World:
     return World(items, tables, learn, test.select(test.user_U[:JUDGED]), seed)
 
 
-class Seen:
-    """Training comparisons of the first users as targets, read anew each time."""
-
-    def __init__(self, world: World, users: int) -> None:
-        """Take the first `users`."""
-        self._world = world
-        self._learn = world.learn.select(world.learn.user_U[:users])
-
-    def __iter__(self) -> Iterator[Episodes]:
-        rows = torch.from_numpy(self._learn.row_U).split(32)
-        for target, user_B in zip(contexts(self._world.items, self._learn, 32), rows, strict=True):
-            nothing = Pairs(target.chosen_BPD[:, :0], target.rejected_BPD[:, :0], target.mask_BP[:, :0])
-            yield Episodes(nothing, target, user_B)
+@torch.no_grad()
+def accuracy(model: RewardModel, world: World) -> float:
+    """Return the share of seen users' comparisons of new prompts that are ranked right, users inferred."""
+    model.eval()
+    model.settle(contexts(world.items, world.learn, 128))
+    return ranked_right(
+        world,
+        lambda batch: (
+            model(batch.target, model.infer(model.encode(batch.context), batch.context.mask_BP)).mean_BN
+        ),
+    )
 
 
 @torch.no_grad()
-def accuracy(model: RewardModel, world: World) -> float:
-    """Return the share of seen users' comparisons of new prompts that are ranked right."""
-    model.eval()
-    model.settle(contexts(world.items, world.learn, 128))
+def ranked_right(world: World, margin: Callable[[Episodes], Tensor]) -> float:
+    """Return the share of seen users' comparisons of new prompts whose margin is positive."""
     right = count = 0.0
     for batch in HeldOut(world.items, world.learn, world.test, JUDGED, 64):
-        user_BZ = model.infer(model.encode(batch.context), batch.context.mask_BP)
-        margin_BP = model(batch.target, user_BZ).mean_BN
-        right += float(((margin_BP > 0) * batch.target.mask_BP).sum())
+        right += float(((margin(batch) > 0) * batch.target.mask_BP).sum())
         count += float(batch.target.mask_BP.sum())
     return right / count
+
+
+def stepped(model: RewardModel, world: World, recipe: Recipe) -> Iterator[tuple[int, float]]:
+    """Take the recipe's steps and yield the number and the seconds of each, its episodes included."""
+    sampler = EpisodeSampler(world.learn, world.items.gather, recipe, world.seed)
+    state = start(model, recipe)
+    episodes = (sampler.episodes(step) for step in range(recipe.steps))
+    steps = train(state, episodes, recipe, seed=world.seed)
+    while True:
+        model.train()
+        began = time.process_time()
+        metrics = next(steps, None)
+        if metrics is None:
+            return
+        yield metrics.step, time.process_time() - began
 
 
 def differences(world: World, part: Comparisons, users: int) -> Tensor:
@@ -117,7 +131,8 @@ def full_batch(world: World, budget_s: float) -> dict[str, Any] | None:
     optimiser = torch.optim.Adam([logits_UK, bases_KD], lr=0.5)
     curve: list[dict[str, float]] = []
     took: list[float] = []
-    while sum(took) < budget_s and len(took) < 1000:
+    best = {"step": 0, "accuracy": 0.0}
+    while sum(took) < budget_s and len(took) < best["step"] + STALE:
         began = time.process_time()
         optimiser.zero_grad()
         loss_U = F.softplus(-published(delta_UPD, logits_UK, bases_KD)).mean(1)
@@ -128,6 +143,7 @@ def full_batch(world: World, budget_s: float) -> dict[str, Any] | None:
             with torch.no_grad():
                 right = published(test_JPD, logits_UK[judged_J], bases_KD) > 0
             curve.append({"seconds": sum(took), "step": len(took), "accuracy": float(right.float().mean())})
+            best = max(best, curve[-1], key=lambda point: point["accuracy"])
     return {"curve": curve, "comparisons_s": len(world.learn) / float(np.median(took))}
 
 

@@ -6,7 +6,7 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ HUGGING_FACE_FILES = ("dataset_dict.json", "state.json")
 CSV_BLOCK_BYTES = 16 * 2**20
 
 RawColumns = dict[str, list[Any]]
-Reader = Callable[[Path, int], Iterator[RawColumns]]
+Reader = Callable[[Path, int, bool], Iterator[RawColumns]]
 
 
-def read_raw(path: Path, batch_rows: int) -> Iterator[tuple[str, RawColumns]]:
+def read_raw(path: Path, batch_rows: int, all_columns: bool = False) -> Iterator[tuple[str, RawColumns]]:
     """Yield (where, columns) batch by batch from a file, a folder of files or a dataset on disk.
 
-    A batch holds the columns of `COLUMNS` that its file has, and all of them in equal length.
+    A batch holds the columns of `COLUMNS` that its file has, or all that it has, all of them in equal length.
 
     Raises:
         InputError: nothing readable stands at `path`, or a file is damaged; with the file and the row.
@@ -38,17 +38,22 @@ def read_raw(path: Path, batch_rows: int) -> Iterator[tuple[str, RawColumns]]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; set input.path.")
     if path.is_dir() and any((path / name).is_file() for name in HUGGING_FACE_FILES):
-        for columns in _hugging_face(path, batch_rows):
+        for columns in _hugging_face(path, batch_rows, all_columns):
             yield str(path), columns
         return
-    for file in _files(path):
+    for file in readable(path):
         reader = _reader(file)
         assert reader is not None
-        for columns in reader(file, batch_rows):
+        for columns in reader(file, batch_rows, all_columns):
             yield str(file), columns
 
 
-def _files(path: Path) -> list[Path]:
+def readable(path: Path) -> list[Path]:
+    """Return the files that `read_raw` reads at a path, in order.
+
+    Raises:
+        InputError: there is none.
+    """
     if path.is_file():
         if _reader(path) is None:
             raise InputError(f"{path}: unknown format; raypref reads {', '.join(READERS)}.")
@@ -70,15 +75,19 @@ def _reader(file: Path) -> Reader | None:
     return next((read for suffix, read in READERS.items() if file.name.lower().endswith(suffix)), None)
 
 
+def _wanted(names: Iterable[str], all_columns: bool) -> list[str]:
+    return [name for name in names if all_columns or name in COLUMNS]
+
+
 def _damaged(file: Path, row: int, error: Exception) -> InputError:
     return InputError(f"{file}: cannot be read at or after row {row} ({error}); is the file complete?")
 
 
-def _parquet(file: Path, batch_rows: int) -> Iterator[RawColumns]:
+def _parquet(file: Path, batch_rows: int, all_columns: bool) -> Iterator[RawColumns]:
     row = 0
     try:
         with pq.ParquetFile(file) as parquet:
-            names = [name for name in parquet.schema_arrow.names if name in COLUMNS]
+            names = _wanted(parquet.schema_arrow.names, all_columns)
             if parquet.metadata.num_rows == 0:
                 yield {name: [] for name in names}
             for batch in parquet.iter_batches(batch_rows, columns=names):
@@ -88,14 +97,14 @@ def _parquet(file: Path, batch_rows: int) -> Iterator[RawColumns]:
         raise _damaged(file, row, error) from error
 
 
-def _jsonl(file: Path, batch_rows: int) -> Iterator[RawColumns]:
+def _jsonl(file: Path, batch_rows: int, all_columns: bool) -> Iterator[RawColumns]:
     lines_read = 0
     try:
         with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as lines:
             while chunk := list(itertools.islice(lines, batch_rows)):
                 numbered = enumerate(chunk, start=lines_read + 1)
                 records = [_record(file, line, text) for line, text in numbered if text.strip()]
-                names = [name for name in COLUMNS if any(name in record for record in records)]
+                names = _wanted(dict.fromkeys(name for record in records for name in record), all_columns)
                 if records:
                     yield {name: [record.get(name) for record in records] for name in names}
                 lines_read += len(chunk)
@@ -113,12 +122,13 @@ def _record(file: Path, line: int, text: bytes) -> dict[str, Any]:
     return record
 
 
-def _csv(file: Path, batch_rows: int) -> Iterator[RawColumns]:
+def _csv(file: Path, batch_rows: int, all_columns: bool) -> Iterator[RawColumns]:
     row = 0
-    options = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
-    )
     try:
+        named = _csv_names(file) if all_columns else COLUMNS
+        options = pacsv.ConvertOptions(
+            column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=False
+        )
         with (
             pa.input_stream(str(file), compression="detect") as stream,
             pacsv.open_csv(
@@ -128,7 +138,7 @@ def _csv(file: Path, batch_rows: int) -> Iterator[RawColumns]:
                 convert_options=options,
             ) as batches,
         ):
-            names = [name for name in batches.schema.names if name in COLUMNS]
+            names = _wanted(batches.schema.names, all_columns)
             for batch in batches:
                 for start in range(0, max(batch.num_rows, 1), batch_rows):
                     yield _from_arrow(batch.select(names).slice(start, batch_rows))
@@ -137,7 +147,15 @@ def _csv(file: Path, batch_rows: int) -> Iterator[RawColumns]:
         raise _damaged(file, row, error) from error
 
 
-def _hugging_face(path: Path, batch_rows: int) -> Iterator[RawColumns]:
+def _csv_names(file: Path) -> list[str]:
+    with (
+        pa.input_stream(str(file), compression="detect") as stream,
+        pacsv.open_csv(stream, parse_options=pacsv.ParseOptions(newlines_in_values=True)) as batches,
+    ):
+        return batches.schema.names
+
+
+def _hugging_face(path: Path, batch_rows: int, all_columns: bool) -> Iterator[RawColumns]:
     try:
         import datasets
     except ImportError as error:
@@ -149,7 +167,7 @@ def _hugging_face(path: Path, batch_rows: int) -> Iterator[RawColumns]:
         loaded = datasets.load_from_disk(str(path))
         parts = loaded.values() if isinstance(loaded, datasets.DatasetDict) else [loaded]
         for part in parts:
-            names = [name for name in part.column_names if name in COLUMNS]
+            names = _wanted(part.column_names, all_columns)
             if len(part) == 0:
                 yield {name: [] for name in names}
             for table in part.select_columns(names).with_format("arrow").iter(batch_rows):

@@ -42,14 +42,15 @@ class HeldOut:
         return -(-len(self._held.user_U) // self._users_per_batch)
 
     def __iter__(self) -> Iterator[Episodes]:
-        row_U = torch.from_numpy(self._held.row_U)
-        for context, target, user_B in zip(
+        batches = zip(
             contexts(self._items, self._learn, self._users_per_batch),
             contexts(self._items, self._held, self._users_per_batch),
-            row_U.split(self._users_per_batch),
             strict=True,
-        ):
-            yield Episodes(context, target, user_B)
+        )
+        row_U = torch.from_numpy(self._held.row_U)
+        for number, (context, target) in enumerate(batches):
+            first = number * self._users_per_batch
+            yield Episodes(context, target, row_U[first : first + self._users_per_batch])
 
 
 def gather(items: ItemTable, ids: np.ndarray) -> Tensor:

@@ -134,7 +134,11 @@ class ItemTable:
         return self._unpacked.find(keys_N)
 
     def sample(self, n: int, seed: int) -> np.ndarray:
-        """Return the embeddings of `n` distinct items, or of all where there are fewer; in row order.
+        """Return the embeddings of the items that `sample_rows` names."""
+        return self.gather(self.sample_rows(n, seed))
+
+    def sample_rows(self, n: int, seed: int) -> np.ndarray:
+        """Return the ids of `n` distinct items, or of all where there are fewer, ascending.
 
         Rows of prompts are not among them, so methods without prompts see the same sample with or without.
         """
@@ -144,7 +148,7 @@ class ItemTable:
             rows_N = np.delete(np.arange(len(self)), np.unique(self.prompt_N[self.prompt_N >= 0]))
         if n < len(rows_N):
             rows_N = np.random.default_rng(seed).choice(rows_N, n, replace=False, shuffle=False)
-        return self.gather(np.sort(rows_N))
+        return np.sort(rows_N)
 
 
 def _open(directory: Path, prompted: bool) -> ItemTable:

@@ -118,13 +118,19 @@ def shuffle(batch: UserBatch, seed: int) -> tuple[Tensor, Tensor]:
 
     The order depends on the seed, the user and the place of the comparison, never on the batch.
     """
-    mask_BP = np.arange(batch.weight_BP.shape[1]) < batch.count_B[:, None]
-    key_BP = _mix(_mix(np.uint64(seed % 2**64)) ^ batch.user_B.astype(np.uint64)[:, None])
-    key_BP = _mix(key_BP + np.arange(mask_BP.shape[1], dtype=np.uint64)) >> np.uint64(1)
-    key_BP[~mask_BP] = np.iinfo(np.uint64).max
-    order_BP = torch.from_numpy(np.argsort(key_BP, axis=1, kind="stable")).to(batch.weight_BP.device)
+    order_BP = keyed_order(batch.user_B, batch.count_B, batch.weight_BP.shape[1], seed)
+    order_BP = torch.from_numpy(order_BP).to(batch.weight_BP.device)
     index_BPE = order_BP[:, :, None].expand(batch.evidence_BPE.shape)
     return batch.evidence_BPE.gather(1, index_BPE), batch.weight_BP.gather(1, order_BP)
+
+
+def keyed_order(user_B: np.ndarray, count_B: np.ndarray, width: int, seed: int) -> np.ndarray:
+    """Return order_BP: places of each user's comparisons in a random order, those that are padded last."""
+    mask_BP = np.arange(width) < count_B[:, None]
+    key_BP = _mix(_mix(np.uint64(seed % 2**64)) ^ user_B.astype(np.uint64)[:, None])
+    key_BP = _mix(key_BP + np.arange(width, dtype=np.uint64)) >> np.uint64(1)
+    key_BP[~mask_BP] = np.iinfo(np.uint64).max
+    return np.argsort(key_BP, axis=1, kind="stable")
 
 
 def _mix(value: np.ndarray | np.uint64) -> np.ndarray:

@@ -60,13 +60,13 @@ def map_users(
         return None
     mean_BL = _array(land.mean_BL)
     bases_KL = np.zeros((0, mean_BL.shape[1])) if land.bases_KL is None else _array(land.bases_KL)
-    center_L, axes_L2, explained = _principal(np.concatenate([mean_BL, bases_KL]))
+    center_L, axes_L2, explained = principal(np.concatenate([mean_BL, bases_KL]))
     return PreferenceMap(
         users=context.user_U.tolist(),
         cohorts=["seen" if row >= 0 else "unseen" for row in context.row_U],
-        positions=[_point(row) for row in (mean_BL - center_L) @ axes_L2],
-        ellipses=None if land.var_BL is None else [_ellipse(row, axes_L2) for row in _array(land.var_BL)],
-        bases=None if land.bases_KL is None else [_point(row) for row in (bases_KL - center_L) @ axes_L2],
+        positions=[point(row) for row in (mean_BL - center_L) @ axes_L2],
+        ellipses=None if land.var_BL is None else [ellipse(row, axes_L2) for row in _array(land.var_BL)],
+        bases=None if land.bases_KL is None else [point(row) for row in (bases_KL - center_L) @ axes_L2],
         explained=explained,
     )
 
@@ -75,11 +75,12 @@ def _array(value: torch.Tensor) -> np.ndarray:
     return value.double().cpu().numpy()
 
 
-def _point(row: np.ndarray) -> Point:
+def point(row: np.ndarray) -> Point:
+    """Return the first two numbers of a row."""
     return float(row[0]), float(row[1])
 
 
-def _principal(place_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, Point]:
+def principal(place_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, Point]:
     """Return the centre, two orthonormal axes with a fixed sign, and the share of variance along each."""
     center_L = place_NL.mean(0)
     _, scale, axes = np.linalg.svd(place_NL - center_L, full_matrices=False)
@@ -90,10 +91,11 @@ def _principal(place_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, Point]:
     axes_L2 *= np.where(axes_L2[largest, [0, 1]] < 0, -1.0, 1.0)
     share = np.zeros(2)
     share[:kept] = scale[:kept] ** 2 / max(float((scale**2).sum()), np.finfo(float).tiny)
-    return center_L, axes_L2, _point(share)
+    return center_L, axes_L2, point(share)
 
 
-def _ellipse(var_L: np.ndarray, axes_L2: np.ndarray) -> Ellipse:
+def ellipse(var_L: np.ndarray, axes_L2: np.ndarray) -> Ellipse:
+    """Return one deviation of a user whose coordinates have these variances, on two axes."""
     variance, direction = np.linalg.eigh(axes_L2.T @ (var_L[:, None] * axes_L2))
     minor, major = np.sqrt(np.maximum(variance, 0.0))
     angle = np.degrees(np.arctan2(direction[1, 1], direction[0, 1])) % 180

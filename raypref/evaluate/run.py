@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from raypref.checkpoint import Bundle, library_versions
+from raypref.checkpoint import Bundle, BundleInfo, library_versions
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
@@ -39,7 +39,7 @@ def evaluate_bundles(
                 f"{directory}: trained on other comparisons than {config.tables_dir} holds, so what is held "
                 "out here may have been in its training; train it on these tables."
             )
-        name = bundle.info.method.type if directory.resolve().name == "bundle" else directory.resolve().name
+        name = name_of(directory, bundle.info)
         if name in bundles:
             raise ConfigError(f"{directory}: a second bundle called {name}; rename its folder.")
         bundles[name] = bundle
@@ -59,6 +59,12 @@ def evaluate_bundles(
     )
     write_report(config.report_dir, found, maps, meta)
     return found
+
+
+def name_of(directory: Path, info: BundleInfo) -> str:
+    """Return what a report calls a bundle: its folder's name, or the method's where that is `bundle`."""
+    name = directory.resolve().name
+    return info.method.type if name == "bundle" else name
 
 
 def summary(found: Mapping[str, Evaluation]) -> str:

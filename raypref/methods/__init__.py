@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from raypref.methods.base import MethodConfig
+from raypref.methods.biscuit import BiscuitConfig
 from raypref.methods.bt import BTConfig
 from raypref.methods.dpl import DPLConfig
 from raypref.methods.fedvpa import FedVPAConfig
@@ -18,6 +19,7 @@ from raypref.methods.vrf import VRFConfig
 
 AnyMethod = Annotated[
     BTConfig
+    | BiscuitConfig
     | DPLConfig
     | FedVPAConfig
     | LoReConfig
@@ -38,6 +40,7 @@ __all__ = [
     "METHODS",
     "AnyMethod",
     "BTConfig",
+    "BiscuitConfig",
     "DPLConfig",
     "FedVPAConfig",
     "LoReConfig",

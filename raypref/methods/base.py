@@ -40,7 +40,10 @@ class Recipe(BaseModel):
         default=(0, 0), description="Fewest and most comparisons a user's context may hold in training."
     )
     targets: PositiveInt = Field(default=64, description="Most comparisons a user is scored on in a step.")
-    lr: PositiveFloat = Field(default=1e-3, description="Peak learning rate of AdamW.")
+    lr: PositiveFloat = Field(
+        default=1e-3,
+        description="Peak learning rate of AdamW; heads that follow the width take 384 / D of it.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
     clip: PositiveFloat = Field(
         default=1.0, description="Largest gradient norm; longer ones are scaled down."
@@ -86,8 +89,8 @@ class MethodConfig(BaseModel):
         """Return an untrained model; draws from torch's global random state."""
 
 
-RIDGE_WIDTH = 384
-"""Dimensions up to which penalties on heads are what their weights say."""
+VETTED_WIDTH = 384
+"""Dimensions up to which penalties and learning rates of heads are what the configuration says."""
 
 
 class RewardModel(nn.Module, ABC):
@@ -100,9 +103,16 @@ class RewardModel(nn.Module, ABC):
     uncertain: bool = True
     """Whether `reward` and `margin` return a variance."""
 
-    user_rows: ClassVar[tuple[str, ...]] = ()
+    user_rows: tuple[str, ...] = ()
     """Parameters with one row per seen user that the loss reads as `parameter[episodes.user_B]` alone: each
     worker then holds the rows of its own users, and `user_B` counts among them."""
+
+    peers: bool = False
+    """Whether the loss looks at other users' vectors, and at the groups that users are put in by them."""
+
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Parameters as wide as embeddings whose learning rate falls as 1/D, from 384 on; a method names them
+    where that was measured to help. They come first in the module."""
 
     center_D: Tensor
     scale: Tensor
@@ -139,7 +149,10 @@ class RewardModel(nn.Module, ABC):
         An equally large reward of standardised embeddings has a squared norm that falls as 1/D; in narrower
         embeddings there is less to overfit.
         """
-        return head.square().sum() * max(1.0, self.dims.embedding / RIDGE_WIDTH)
+        return head.square().sum() * self._widening()
+
+    def _widening(self) -> float:
+        return max(1.0, self.dims.embedding / VETTED_WIDTH)
 
     @abstractmethod
     def item(self, emb_ND: Tensor) -> Tensor:
@@ -201,8 +214,19 @@ class RewardModel(nn.Module, ABC):
         return None
 
     def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
-        """Return AdamW's parameter groups; a method with parts of different scale overrides it."""
-        return [{"params": list(self.parameters()), "lr": recipe.lr, "weight_decay": recipe.weight_decay}]
+        """Return AdamW's parameter groups; a method with parts of different scale overrides it.
+
+        A step of Adam moves every weight by about the rate, whatever D. Along directions that embeddings
+        share these moves add up, so a reward moves in proportion to D: the rate of `heads` falls as much, at
+        as much decay a step, and equal rewards of embeddings with every coordinate repeated train equally.
+        """
+        heads = [parameter for name, parameter in self.named_parameters() if name in self.heads]
+        rest = [parameter for name, parameter in self.named_parameters() if name not in self.heads]
+        lr, decay, wider = recipe.lr, recipe.weight_decay, self._widening()
+        return [
+            {"params": heads, "lr": lr / wider, "weight_decay": decay * wider},
+            {"params": rest, "lr": lr, "weight_decay": decay},
+        ]
 
     def encode(self, pairs: Pairs) -> Tensor:
         """Return evidence_BPE of a padded batch; padding is encoded too, `infer` masks it."""

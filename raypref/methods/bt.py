@@ -21,7 +21,7 @@ class BTConfig(MethodConfig):
     type: Literal["bt"] = "bt"
     recipe: Recipe = Recipe(steps=600, users_per_step=256, targets=64, lr=1e-2)
     l2: float = Field(
-        default=0.02, ge=0, description="Penalty on the squared norm of the head, times D / 384."
+        default=0.02, ge=0, description="Penalty on the squared norm of the head, growing with D from 384."
     )
 
     def build(self, dims: Dims) -> BT:

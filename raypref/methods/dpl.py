@@ -29,7 +29,7 @@ class DPLConfig(MethodConfig):
     )
     atoms: int = Field(default=10, ge=2, description="categorical only: atoms the reward may take.")
     l2: NonNegativeFloat = Field(
-        default=0.02, description="Penalty on the squared norm of the heads, times D / 384."
+        default=0.02, description="Penalty on the squared norm of the heads, growing with D from 384."
     )
     variance: NonNegativeFloat = Field(
         default=0.0, description="gaussian only: penalty on the mean variance of a comparison."

@@ -15,7 +15,7 @@ from raypref.methods.contexts import draw_contexts
 from raypref.methods.gaussians import kl_to_normal, precision, product
 from raypref.methods.linear import LinearRewardModel
 from raypref.methods.peers import assign, gumbel, kl_to_peers, peer_weights
-from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Reward
+from raypref.types import Dims, Episodes, Landscape, Latent, Loss, Peers, Reward
 
 
 class FedVPAConfig(MethodConfig):
@@ -76,7 +76,7 @@ class FedVPAConfig(MethodConfig):
         default=1.0, description="γ, weight in that of keeping the prototypes orthonormal."
     )
     common_l2: NonNegativeFloat = Field(
-        default=0.02, description="Penalty on the squared norm of the common reward, times D / 384."
+        default=0.02, description="Penalty on the squared norm of the common reward, growing with D from 384."
     )
     samples: PositiveInt = Field(default=16, description="S, samples behind a reward's variance.")
     evidence_gain: PositiveFloat = Field(
@@ -111,9 +111,10 @@ class FedVPA(LinearRewardModel):
     The MLP g turns a latent into weights of r linear features: the residual is antisymmetric in the pair.
 
     Training minimises −log σ(margin at a sample of z) + β·KL(q_u ‖ Σ_j w_uj q_j) + λ·L_ortho. The peers j are
-    the other users of the step with all their comparisons, and w_u = softmax((log π_u + Gumbel)/τ) with a
-    learned row π_u per seen user. L_ortho = ‖z − p_y(u)‖² + γ‖PPᵀ − I‖², P the M prototypes; y assigns the
-    users of the step to prototypes in equal shares, as the paper's server does all clients.
+    the other users of the step with all their comparisons, or who `Episodes.peers` says, and
+    w_u = softmax((log π_u + Gumbel)/τ) with a learned row π_u per seen user, which no other's loss reads.
+    L_ortho = ‖z − p_y(u)‖² + γ‖PPᵀ − I‖², P the M prototypes; y assigns the users of the step to prototypes
+    in equal shares, or is what `Episodes.peers` says, as the paper's server assigns all clients.
 
     Evidence is (λ_i, λ_i·m_i), E = 2L. The user vector is (μ_u, σ_u²), Z = 2L; item features are b·e and Ve.
     What the paper leaves open, and what is chosen here: latents come from comparisons other than those they
@@ -138,7 +139,9 @@ class FedVPA(LinearRewardModel):
         self.dropout = nn.Dropout(config.dropout)
         self.widen = nn.Linear(latent, hidden)
         self.narrow = nn.Linear(hidden, rank, bias=False)
+        self.peers = config.prior == "mixture" or bool(config.orthogonal)
         if config.prior == "mixture":
+            self.user_rows = ("log_peers_UJ",)
             self.log_peers_UJ = nn.Parameter(torch.zeros(dims.users, config.peers))
         if config.orthogonal:
             self.prototypes_ML = nn.Parameter(torch.linalg.qr(torch.randn(latent, config.prototypes))[0].mT)
@@ -231,33 +234,44 @@ class FedVPA(LinearRewardModel):
         penalty = config.common_l2 * self.ridge(self.common_D)
         # What the users would upload: their Gaussians with all they have said.
         upload_BZ = self.infer(evidence_BPE, target.mask_BP).detach()
-        divergence = self._kl(z_RBL, user_RBZ, upload_BZ, episodes.user_B, progress)
+        peers = episodes.peers or self._company(upload_BZ, episodes.user_B)
+        divergence = self._kl(z_RBL, user_RBZ, peers, episodes, progress)
         parts = {"personal": personal, "population": population, "kl": divergence, "penalty": penalty}
         total = personal + population + config.kl * divergence + penalty
         if config.orthogonal:
-            group_B = assign(upload_BZ.chunk(2, -1)[0], self.prototypes_ML.detach())
-            attraction = (z_RBL - self.prototypes_ML[group_B]).square().sum(-1).mean()
+            known_B = peers.group_B >= 0
+            away_RB = (z_RBL - self.prototypes_ML[peers.group_B.clamp_min(0)]).square().sum(-1)
+            attraction = (away_RB * known_B).sum() / (config.draws * known_B.sum().clamp_min(1))
             gram_MM = self.prototypes_ML @ self.prototypes_ML.mT
             crossing = (gram_MM - torch.eye(len(gram_MM), device=gram_MM.device)).square().sum()
             total = total + config.orthogonal * (attraction + config.orthonormal * crossing)
             parts |= {"attraction": attraction, "crossing": crossing}
         return Loss(total, {name: part.detach() for name, part in parts.items()})
 
+    def _company(self, upload_BZ: Tensor, user_B: Tensor) -> Peers:
+        """Return the users of a step as one another's peers, grouped in equal shares."""
+        group_B = torch.full_like(user_B, -1)
+        if self.config.orthogonal:
+            group_B = assign(upload_BZ.chunk(2, -1)[0], self.prototypes_ML.detach())
+        return Peers(upload_BZ, user_B, group_B)
+
     def _kl(
-        self, z_RBL: Tensor, user_RBZ: Tensor, upload_BZ: Tensor, user_B: Tensor, progress: float
+        self, z_RBL: Tensor, user_RBZ: Tensor, peers: Peers, episodes: Episodes, progress: float
     ) -> Tensor:
         mean_RBL, var_RBL = user_RBZ.chunk(2, -1)
         if self.config.prior == "normal":
             return kl_to_normal(mean_RBL, var_RBL).mean()
         start, end = self.config.temperature, self.config.final_temperature
+        user_B, user_C = episodes.user_B, peers.user_C
+        same_BC = (user_B.unsqueeze(1) == user_C) & (episodes.peers is None)
         log_weight_RBC = peer_weights(
-            self.log_peers_UJ[user_B][:, user_B % self.config.peers],
-            user_B.unsqueeze(1) == user_B,
-            gumbel(len(z_RBL), len(user_B), len(user_B), device=z_RBL.device),
+            self.log_peers_UJ[user_B][:, user_C % self.config.peers],
+            same_BC,
+            gumbel(len(z_RBL), *same_BC.shape, device=z_RBL.device),
             start + (end - start) * progress,
         )
-        peer_mean_BL, peer_var_BL = upload_BZ.chunk(2, -1)
-        return kl_to_peers(z_RBL, mean_RBL, var_RBL, peer_mean_BL, peer_var_BL, log_weight_RBC).mean()
+        peer_mean_CL, peer_var_CL = peers.vector_CZ.chunk(2, -1)
+        return kl_to_peers(z_RBL, mean_RBL, var_RBL, peer_mean_CL, peer_var_CL, log_weight_RBC).mean()
 
     def latent(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Latent:
         """Return the users' Gaussians, and their KL from N(0, 1)."""

@@ -56,21 +56,36 @@ def _variational(
 
     In float32 the prior's precision of 1 is lost beside a few comparisons of large and similar features.
     """
-    common_BP, feature_BPK, mask_BP = common_BP.double(), feature_BPK.double(), mask_BP.double()
-    identity_KK = torch.eye(feature_BPK.shape[-1], dtype=feature_BPK.dtype, device=feature_BPK.device)
-    xi_BP = torch.sqrt(common_BP.square() + feature_BPK.square().sum(-1))
-    mean_BK = feature_BPK.new_zeros(feature_BPK.shape[0], feature_BPK.shape[-1])
-    cov_BKK = identity_KK.expand(feature_BPK.shape[0], -1, -1)
-    half_BK1 = 0.5 * (feature_BPK.mT @ mask_BP.unsqueeze(-1))
+    parts = [
+        _rounds(common_BP[part], feature_BPK[part], mask_BP[part], iterations)
+        for part in _pieces(mask_BP, 2 * feature_BPK.shape[-1])
+    ]
+    mean_BK, cov_BKK, lam_BP = (torch.cat(part) for part in zip(*parts, strict=True))
+    return mean_BK, cov_BKK, lam_BP
+
+
+def _rounds(
+    common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_variational` does, of users whose comparisons fit the cache."""
+    common_BP, mask_BP = common_BP.double(), mask_BP.double()
+    feature_BKP = feature_BPK.mT.double()
+    identity_KK = torch.eye(feature_BKP.shape[1], dtype=feature_BKP.dtype, device=feature_BKP.device)
+    xi_BP = torch.sqrt(common_BP.square() + feature_BKP.square().sum(1))
+    half_BK1 = 0.5 * (feature_BKP @ mask_BP.unsqueeze(-1))
+    root_BKK, pull_BK1 = identity_KK.expand(len(feature_BKP), -1, -1), torch.zeros_like(half_BK1)
     for _ in range(iterations):
         lam_BP = curvature(xi_BP.float()) * mask_BP
-        weighted_BKP = (2.0 * lam_BP).unsqueeze(-2) * feature_BPK.mT
-        factor_BKK = _factor(identity_KK + weighted_BKP @ feature_BPK)
-        pull_BK1 = half_BK1 - weighted_BKP @ common_BP.unsqueeze(-1)
-        cov_BKK = torch.cholesky_inverse(factor_BKK)
-        mean_BK = (cov_BKK @ pull_BK1).squeeze(-1)
-        xi_BP = torch.sqrt(second_moment(common_BP, feature_BPK, mean_BK, cov_BKK))
-    return mean_BK, cov_BKK, curvature(xi_BP.float()).double()
+        weighted_BKP = (2.0 * lam_BP).unsqueeze(-2) * feature_BKP
+        factor_BKK = _factor(identity_KK + weighted_BKP @ feature_BKP.mT)
+        # cov = Rᵀ·R with R the factor's inverse: R·f has the variance of f·w as its squared norm.
+        root_BKK = torch.linalg.solve_triangular(factor_BKK, identity_KK, upper=False)
+        pull_BK1 = root_BKK @ (half_BK1 - weighted_BKP @ common_BP.unsqueeze(-1))
+        turned_BKP = root_BKK @ feature_BKP
+        margin_BP = common_BP + (pull_BK1.mT @ turned_BKP).squeeze(-2)
+        xi_BP = torch.sqrt(margin_BP.square() + turned_BKP.square().sum(1))
+    mean_BK = (root_BKK.mT @ pull_BK1).squeeze(-1)
+    return mean_BK, root_BKK.mT @ root_BKK, curvature(xi_BP.float()).double()
 
 
 def _factor(precision_BKK: Tensor) -> Tensor:
@@ -102,7 +117,7 @@ def variational_nll(
 
 def log_likelihood(common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, weights_SK: Tensor) -> Tensor:
     """Return loglik_BS: Σ_p log σ(c + f·w_s) of each user's comparisons under each particle, nats."""
-    parts = [common_BP.new_zeros(0, len(weights_SK))]
+    parts: list[Tensor] = []
     for part in _pieces(mask_BP, len(weights_SK)):
         chance_BPS = _chance(common_BP[part], feature_BPK[part], weights_SK)
         parts.append(_total(chance_BPS, mask_BP[part]))
@@ -110,11 +125,11 @@ def log_likelihood(common_BP: Tensor, feature_BPK: Tensor, mask_BP: Tensor, weig
 
 
 def _pieces(mask_BP: Tensor, particles: int) -> Iterator[slice]:
-    """Yield slices of users whose margins under all particles fit at a time."""
+    """Yield slices of users whose margins under all particles fit at a time, an empty one of no users."""
     users, width = mask_BP.shape
     numbers = PARTICLE_NUMBERS if mask_BP.device.type == "cpu" else DEVICE_NUMBERS
     size = max(1, numbers // max(1, width * particles))
-    for first in range(0, users, size):
+    for first in range(0, max(1, users), size):
         yield slice(first, first + size)
 
 
@@ -165,8 +180,8 @@ def mixture_posterior(
     within_BKK = (root_BKK.mT @ root_BKK).to(feature_BPK.dtype)
     root_BKK = root_BKK.mT.to(feature_BPK.dtype)
     reach_BK1 = lever_BKP.sum(-1, keepdim=True)
-    means = [common_BP.new_zeros(0, len(kernel_KK))]
-    covs = [within_BKK[:0]]
+    means: list[Tensor] = []
+    covs: list[Tensor] = []
     for part in _pieces(mask_BP, len(weights_SK)):
         chance_BPS = _chance(common_BP[part], feature_BPK[part], weights_SK)
         turned_BKS = torch.baddbmm(reach_BK1[part], lever_BKP[part], chance_BPS, alpha=-1)

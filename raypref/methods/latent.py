@@ -73,11 +73,12 @@ class LatentConfig(MethodConfig):
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Of what the posterior sees.")
     basis_l2: NonNegativeFloat = Field(
         default=0.0,
-        description="Penalty on the mean squared norm of the linear item features, times D / 384.",
+        description="Penalty on the mean squared norm of the linear item features, growing with D from 384.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="Penalty on its squared norm, times D / 384, for each loss the common reward stands in.",
+        description="Penalty on its squared norm, growing with D from 384, for each loss the common reward "
+        "stands in.",
     )
     head_rate: PositiveFloat = Field(
         default=3.0, description="Learning rate of the linear heads, times recipe.lr."

@@ -49,12 +49,13 @@ class LoReConfig(MethodConfig):
     )
     bases: PositiveInt = Field(default=8, description="K, the number of basis rewards.")
     basis_l2: float = Field(
-        default=0.01, ge=0, description="Penalty on the squared norm of the bases, times D / 384."
+        default=0.01, ge=0, description="Penalty on the squared norm of the bases, growing with D from 384."
     )
     common_l2: float = Field(
         default=0.02,
         ge=0,
-        description="Penalty on its squared norm, times D / 384, for each loss the common reward stands in.",
+        description="Penalty on its squared norm, growing with D from 384, for each loss the common reward "
+        "stands in.",
     )
     population: float = Field(
         default=10.0,
@@ -105,6 +106,8 @@ class LoRe(LinearRewardModel):
     small Gaussian. The user vector is the posterior's mean and covariance. Evidence and item features are the
     common reward and the K basis rewards, so Z = K + K(K+1)/2.
     """
+
+    heads = ("common_D", "bases_DK")
 
     weights_SK: Tensor
     kernel_KK: Tensor

@@ -47,7 +47,7 @@ class PALConfig(SimplexConfig):
     projector_l2: NonNegativeFloat = Field(
         default=0.003,
         description="posterior only: penalty on the squared norm of the projector, its D-wide "
-        "part times D / 384.",
+        "part growing with D from 384.",
     )
 
     @classmethod
@@ -67,6 +67,8 @@ class PAL(PointsModel):
     which a Bradley–Terry loss of its own fits to everybody. Training maximises the marginal likelihood of
     each user's comparisons, log Σ_s π_s Π_i σ(Δ_is). No user owns a parameter.
     """
+
+    heads = ("common_D", "down_DL")
 
     config: PALConfig
 

@@ -15,34 +15,34 @@ def gumbel(*shape: int, device: torch.device) -> Tensor:
     return -torch.empty(shape, device=device).exponential_().log()
 
 
-def peer_weights(log_peers_BB: Tensor, same_BB: Tensor, noise_RBB: Tensor, temperature: float) -> Tensor:
-    """Return log_weight_RBC of peers and, C = B + 1, of N(0, 1): w = softmax((log π + noise)/τ).
+def peer_weights(log_peers_BC: Tensor, same_BC: Tensor, noise_RBC: Tensor, temperature: float) -> Tensor:
+    """Return log weights of C peers and then of N(0, 1), R × B × C + 1: w = softmax((log π + noise)/τ).
 
     A user is no peer of their own. N(0, 1) has all the weight where there are no peers, else none.
 
     Args:
-        log_peers_BB: log π_ij, how much user i likes peer j.
-        same_BB: whether i and j are one user.
-        noise_RBB: standard Gumbel, or 0 for the expected choice.
+        log_peers_BC: log π_ij, how much user i likes peer j.
+        same_BC: whether i and j are one user.
+        noise_RBC: standard Gumbel, or 0 for the expected choice.
         temperature: τ; the lower, the closer to one peer alone.
     """
-    score_RBB = ((log_peers_BB + noise_RBB) / temperature).masked_fill(same_BB, -math.inf)
-    alone_B = torch.zeros_like(log_peers_BB[:, 0]).masked_fill(~same_BB.all(1), -math.inf)
-    alone_RB1 = alone_B.unsqueeze(-1).expand(len(noise_RBB), -1, 1)
-    return torch.log_softmax(torch.cat([score_RBB, alone_RB1], -1), -1)
+    score_RBC = ((log_peers_BC + noise_RBC) / temperature).masked_fill(same_BC, -math.inf)
+    alone_B = log_peers_BC.new_zeros(len(log_peers_BC)).masked_fill(~same_BC.all(1), -math.inf)
+    alone_RB1 = alone_B.unsqueeze(-1).expand(len(noise_RBC), -1, 1)
+    return torch.log_softmax(torch.cat([score_RBC, alone_RB1], -1), -1)
 
 
 def kl_to_peers(
     z_RBL: Tensor,
     mean_RBL: Tensor,
     var_RBL: Tensor,
-    peer_mean_BL: Tensor,
-    peer_var_BL: Tensor,
+    peer_mean_CL: Tensor,
+    peer_var_CL: Tensor,
     log_weight_RBC: Tensor,
 ) -> Tensor:
-    """Return log q(z) − log Σ_c w_c N_c(z), nats, at z ~ q; the last component is N(0, 1)."""
-    mean_CL = torch.cat([peer_mean_BL, torch.zeros_like(peer_mean_BL[:1])])
-    var_CL = torch.cat([peer_var_BL, torch.ones_like(peer_var_BL[:1])])
+    """Return log q(z) − log Σ_c w_c N_c(z), nats, at z ~ q; the last component, beside peers, is N(0, 1)."""
+    mean_CL = torch.cat([peer_mean_CL, peer_mean_CL.new_zeros(1, peer_mean_CL.shape[1])])
+    var_CL = torch.cat([peer_var_CL, peer_var_CL.new_ones(1, peer_var_CL.shape[1])])
     log_p_RBC = log_density(z_RBL.unsqueeze(-2), mean_CL, var_CL)
     return log_density(z_RBL, mean_RBL, var_RBL) - torch.logsumexp(log_weight_RBC + log_p_RBC, -1)
 

@@ -59,12 +59,13 @@ class PReFConfig(MethodConfig):
     )
     basis_l2: NonNegativeFloat = Field(
         default=0.01,
-        description="posterior only: penalty on the squared norm of the factors' heads, times D / 384.",
+        description="posterior only: penalty on the squared norm of the factors' heads, growing with D from "
+        "384.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="posterior only: penalty on the squared norm of the population's reward, times D / 384, "
-        "for each loss it stands in.",
+        description="posterior only: penalty on the squared norm of the population's reward, growing with D "
+        "from 384, for each loss it stands in.",
     )
     population: NonNegativeFloat = Field(
         default=10.0,

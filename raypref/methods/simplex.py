@@ -37,8 +37,8 @@ class SimplexConfig(MethodConfig):
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="posterior only: penalty on the squared norm of the common reward, times D / 384, for "
-        "each loss it stands in.",
+        description="posterior only: penalty on the squared norm of the common reward, growing with D from "
+        "384, for each loss it stands in.",
     )
     population: NonNegativeFloat = Field(
         default=10.0,
@@ -62,13 +62,35 @@ class SimplexConfig(MethodConfig):
         return self
 
 
-class PointsModel(LinearRewardModel):
-    """r_u = Σ_s c_us r_s: a user is a distribution c_u over S fixed points of the simplex, with Bayes' rule.
+class MixtureModel(LinearRewardModel):
+    """r_u = Σ_s c_us r_s: a user is a distribution c_u over S rewards that may be theirs, with Bayes' rule.
 
-    The points are the corners, where a user has one prototype alone, and Dirichlet draws. Evidence is the
-    log-likelihood of a comparison at each point, E = S, and adds up, so Bayes' rule is exact and users update
-    in any order by addition alone: c_us ∝ π_s exp(Σ_i log σ(Δ_is)) from a learned prior π. Item features are
-    the rewards r_s and the user vector is c_u, F = Z = S. Variance is that of the reward over c_u.
+    Evidence is the log-likelihood of a comparison under each reward, E = S, and adds up, so Bayes' rule is
+    exact and users update in any order by addition alone: c_us ∝ π_s exp(Σ_i log σ(Δ_is)) from a prior π.
+    Item features are the rewards r_s and the user vector is c_u, F = Z = S. Variance is that of the reward
+    over c_u.
+    """
+
+    log_prior_S: Tensor
+
+    def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
+        """Return the chance of each reward: Bayes' rule."""
+        loglik_BS = (mask_BP.unsqueeze(1) @ evidence_BPE).squeeze(1)
+        return torch.softmax(self.log_prior_S + loglik_BS, -1)
+
+    def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
+        """Return mean and variance of the item's reward over c_u."""
+        chance_BS1 = user_BZ.unsqueeze(-1)
+        mean_BN1 = item_BNF @ chance_BS1
+        var_BN1 = (item_BNF - mean_BN1).square() @ chance_BS1
+        return Reward(mean_BN1.squeeze(-1), var_BN1.squeeze(-1))
+
+
+class PointsModel(MixtureModel):
+    """A user is a distribution over S fixed points of the simplex, each with its reward.
+
+    The points are the corners, where a user has one prototype alone, and Dirichlet draws; their prior is
+    learned.
     """
 
     simplex_SK: Tensor
@@ -90,18 +112,6 @@ class PointsModel(LinearRewardModel):
     def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
         """Return the log-likelihood of the comparison at the S points."""
         return F.logsigmoid(self.item(chosen_ND) - self.item(rejected_ND))
-
-    def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
-        """Return the chance of each point: Bayes' rule."""
-        loglik_BS = (mask_BP.unsqueeze(1) @ evidence_BPE).squeeze(1)
-        return torch.softmax(self.log_prior_S + loglik_BS, -1)
-
-    def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
-        """Return mean and variance of the reward over the user's points."""
-        chance_BS1 = user_BZ.unsqueeze(-1)
-        mean_BN1 = item_BNF @ chance_BS1
-        var_BN1 = (item_BNF - mean_BN1).square() @ chance_BS1
-        return Reward(mean_BN1.squeeze(-1), var_BN1.squeeze(-1))
 
     def marginal_nll(self, target: Pairs) -> tuple[Tensor, Tensor]:
         """Return the negative log marginal likelihood of the users, and that of a user nothing is known of.

@@ -77,12 +77,13 @@ class VRFConfig(MethodConfig):
     )
     basis_l2: NonNegativeFloat = Field(
         default=0.0,
-        description="Penalty on a basis head's mean squared norm, times D / 384; about 10 where all items to "
-        "judge are new.",
+        description="Penalty on a basis head's mean squared norm, growing with D from 384; about 10 where "
+        "all items to judge are new.",
     )
     common_l2: NonNegativeFloat = Field(
         default=0.02,
-        description="Penalty on its squared norm, times D / 384, for each loss the common reward stands in.",
+        description="Penalty on its squared norm, growing with D from 384, for each loss the common reward "
+        "stands in.",
     )
     samples: PositiveInt = Field(default=16, description="S, samples behind the posterior variance.")
     basis_gap: PositiveFloat = Field(

@@ -25,12 +25,15 @@ from raypref.serve.guard import Guard
 from raypref.serve.intake import TextEmbedder
 from raypref.serve.keys import Keys
 from raypref.serve.meter import Meter
+from raypref.serve.pages import page_router
 from raypref.serve.refusals import install_refusals
 from raypref.serve.remote import RayRemote, Remote
 from raypref.serve.rewards import TextRewards
 from raypref.serve.routes import native_router
 from raypref.serve.scorer import Scorer
 from raypref.serve.service import Service
+from raypref.serve.spans import within
+from raypref.serve.tracing import open_tracer
 from raypref.wire.requests import DecayRequest, LearnRequest, RankRequest, ScoreRequest, SuggestRequest, Text
 
 ALONE = "memory:"
@@ -45,10 +48,13 @@ REQUESTS = (DecayRequest, LearnRequest, RankRequest, ScoreRequest, SuggestReques
 def make_app(config: ServeSettings, scorer: Remote, embedder: TextEmbedder | None) -> ASGIApp:
     """Return the ASGI application of one ingress process."""
     meter = Meter()
-    service = Service(config, scorer, embedder, meter)
+    tracer = open_tracer(config.tracing, "ingress")
+    service = Service(config, scorer, embedder, meter, tracer)
     app = FastAPI(title="raypref", version=__version__, summary="Personal rewards over HTTP.")
     app.include_router(native_router(service))
     app.include_router(compat_router(TextRewards(scorer, embedder, meter)))
+    if config.explore is not None:
+        app.include_router(page_router(config.explore))
     install_refusals(app)
 
     def openapi() -> dict[str, Any]:
@@ -63,7 +69,7 @@ def make_app(config: ServeSettings, scorer: Remote, embedder: TextEmbedder | Non
 
     app.openapi = openapi
     keys = None if config.keys is None else Keys.load(config.keys)
-    return Guard(app, config.limits, keys, meter)
+    return Guard(app, config.limits, keys, meter, tracer)
 
 
 class RayEmbedder:
@@ -81,7 +87,8 @@ class RayEmbedder:
         texts = [rendered(template, prompt, response) for prompt, response in items]
         if self._config.prompts:
             texts += [rendered_prompt(template, prompt or "") for prompt, _ in items]
-        emb_ND: np.ndarray = await self._remote.call("embed", texts)
+        with within("Embedder.embed", "client", texts=len(texts)):
+            emb_ND: np.ndarray = await self._remote.call("embed", texts)
         if self._config.prompts:
             emb_ND = np.concatenate(np.split(emb_ND, 2), 1)
         return emb_ND, identity

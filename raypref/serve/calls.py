@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from raypref.schema import Embedder
+from raypref.serve.spans import Origin, Span
 from raypref.wire.errors import WireError
 
 
@@ -67,6 +68,8 @@ class Score:
     baseline: Items | None = None
     """One item; None: the first candidate."""
     model: str | None = None
+    origin: Origin | None = None
+    """Where in a trace its parts belong; None: it is not traced."""
 
 
 def scores_of(calls: Iterable[Score]) -> int:
@@ -119,6 +122,7 @@ class Learn:
     tenant: str
     user: str
     comparisons: Comparisons
+    origin: Origin | None = None
 
 
 LEARNED_TOGETHER = 4096
@@ -128,6 +132,20 @@ LEARNED_TOGETHER = 4096
 def comparisons_of(calls: Iterable[Learn]) -> int:
     """Return how many comparisons calls bring."""
     return sum(len(call.comparisons.event_ids) for call in calls)
+
+
+C = TypeVar("C", Score, Learn)
+
+
+def arrived(calls: list[C]) -> list[C]:
+    """Return calls just received: those that are traced begin to wait now."""
+    return [call if call.origin is None else replace(call, origin=call.origin.now()) for call in calls]
+
+
+def handed_on(calls: list[C], span: Span) -> list[C]:
+    """Return calls whose further parts belong under `span`, begun for those of them that are traced."""
+    origins = iter(span.origins())
+    return [call if call.origin is None else replace(call, origin=next(origins)) for call in calls]
 
 
 @dataclass(frozen=True)

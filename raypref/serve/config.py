@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from raypref.config import EmbedConfig, Section
 from raypref.serve.guard import Limits
+from raypref.serve.tracing import TracingConfig
 
 Seconds = PositiveFloat
 
@@ -53,6 +54,14 @@ class ServeSettings(Section):
         default=False, description="Serve everybody who can reach the port, as one tenant, without keys."
     )
     limits: Limits = Limits()
+    explore: Path | None = Field(
+        default=None,
+        description="Gallery that `raypref explore` wrote, for the page at /explore; null: none.",
+    )
+    tracing: TracingConfig | None = Field(
+        default=None,
+        description="Send traces to an OpenTelemetry collector; null: none are made.",
+    )
     timeout_s: Seconds = Field(default=30.0, description="Seconds after which a request is given up.")
     batch: PositiveInt = Field(default=64, description="Requests that a Scorer takes together at most.")
     threads: NonNegativeInt = Field(default=1, description="Torch threads of a Scorer; 0 leaves it to torch.")

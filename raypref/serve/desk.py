@@ -11,6 +11,7 @@ import numpy as np
 from raypref.serve.calls import Score, Scored, StoreRefused, Suggest, Suggested, Who
 from raypref.serve.judge import Judge, Query
 from raypref.serve.raw import embeddings
+from raypref.serve.spans import within
 from raypref.serve.standings import Crowd, Standing
 from raypref.serve.stores.base import Key, StoreDown
 from raypref.serve.users import Users
@@ -65,7 +66,9 @@ def score(
         except WireError as error:
             answers[number] = error
     if rows:
-        for number, scored in zip(rows, _score(judge, list(rows.values()), down is not None), strict=True):
+        with within("scoring", requests=len(rows)):
+            found = _score(judge, list(rows.values()), down is not None)
+        for number, scored in zip(rows, found, strict=True):
             answers[number] = scored
     return [answer for answer in answers if answer is not None]
 
@@ -132,9 +135,9 @@ def suggest(judge: Judge, users: Users, call: Suggest) -> Suggested:
         standing = users.stored(judge, Key(call.tenant, call.who.users[0]))
     else:
         standing = transient(judge, users, call.who)
-    chosen_NF = judge.features(embeddings(judge, call.chosen))
-    rejected_NF = judge.features(embeddings(judge, call.rejected))
-    found = judge.gains(chosen_NF, rejected_NF, standing.vector_Z)
+    chosen_ND, rejected_ND = embeddings(judge, call.chosen), embeddings(judge, call.rejected)
+    with within("scoring", requests=1):
+        found = judge.gains(judge.features(chosen_ND), judge.features(rejected_ND), standing.vector_Z)
     if found is None:
         raise WireError(
             422, f"{judge.id} keeps no posterior of users, so no answer is worth more than another.", "model"

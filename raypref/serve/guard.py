@@ -13,17 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raypref.serve.compat import COMPAT_PATHS
 from raypref.serve.exchange import ASGIApp, Exchange, Message, Receive, Send, trace_of
+from raypref.serve.pages import PAGE_FILES
 from raypref.serve.refusals import broken, overloaded
+from raypref.serve.spans import under, within
 from raypref.wire.errors import WireError
 from raypref.wire.tensors import MEDIA_TYPE
 
 if TYPE_CHECKING:
     from raypref.serve.keys import Keys
     from raypref.serve.meter import Meter
+    from raypref.serve.spans import Span, Tracer
 
 LOG = logging.getLogger("ray.serve.raypref")
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/redoc"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/redoc", *PAGE_FILES})
 """Answered without a key, and however busy the service is."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -67,12 +70,15 @@ class Guard:
     and `bulk` (whether the body is safetensors, not JSON).
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, keys: Keys | None, meter: Meter) -> None:
-        """Stand before `app`; without keys everybody may enter."""
+    def __init__(
+        self, app: ASGIApp, limits: Limits, keys: Keys | None, meter: Meter, tracer: Tracer | None = None
+    ) -> None:
+        """Stand before `app`; without keys everybody may enter, without a tracer no request is traced."""
         self._app = app
         self._limits = limits
         self._keys = keys
         self._meter = meter
+        self._tracer = tracer
         self._room = asyncio.Semaphore(limits.max_in_flight)
         self._in_flight = 0
         self._held_bytes = 0
@@ -86,15 +92,21 @@ class Guard:
             await self._app(scope, receive, send)
             return
         call = Exchange(scope, send)
-        try:
-            await self._admit(call, receive)
-        except WireError as error:
-            await call.refuse(error)
-        except Exception as error:
-            LOG.error("%s", _ENCODE({"request_id": call.request_id, "trace": trace_of(error)}))
-            await call.refuse(broken())
-        finally:
-            self._record(call)
+        with under(self._traced(call)) as span:
+            try:
+                await self._admit(call, receive)
+            except WireError as error:
+                await call.refuse(error)
+            except Exception as error:
+                LOG.error("%s", _ENCODE({"request_id": call.request_id, "trace": trace_of(error)}))
+                await call.refuse(broken())
+            finally:
+                self._record(call, span)
+
+    def _traced(self, call: Exchange) -> Span | None:
+        if self._tracer is None or call.path in OPEN_PATHS:
+            return None
+        return self._tracer.request(call.headers.get(b"traceparent"))
 
     async def _admit(self, call: Exchange, receive: Receive) -> None:
         scope, path = call.scope, call.path
@@ -107,8 +119,9 @@ class Guard:
             call.state["tenant"] = self._tenant(self._keys, call.headers)
         limits = self._limits
         try:
-            async with asyncio.timeout(limits.patience_s if self._room.locked() else None):
-                await self._room.acquire()
+            with within("room"):
+                async with asyncio.timeout(limits.patience_s if self._room.locked() else None):
+                    await self._room.acquire()
         except TimeoutError as error:
             message = "Too many requests are under way; try again."
             raise overloaded(path, message, limits.retry_after_s) from error
@@ -178,11 +191,13 @@ class Guard:
             if last:
                 return bytes(parts)
 
-    def _record(self, call: Exchange) -> None:
+    def _record(self, call: Exchange, span: Span | None) -> None:
         seconds = time.perf_counter() - call.begun_s
         method = call.method if call.method in METHODS else "other"
         route, status = call.route(), call.status or GONE
         self._meter.request(route, method, status, seconds)
+        if span is not None:
+            span.answered(method, route, status)
         if LOG.isEnabledFor(logging.INFO):
             line = {
                 "request_id": call.request_id,
@@ -194,6 +209,8 @@ class Guard:
                 "bytes_in": call.bytes_in,
                 "bytes_out": call.bytes_out,
             }
+            if span is not None:
+                line["trace_id"] = span.trace_id
             LOG.info("%s", _ENCODE(line))
 
 

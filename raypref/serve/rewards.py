@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from raypref.serve.calls import Items, Score, Scored, Who
+from raypref.serve.calls import Items, Score, Scored, StoreRefused, Who
 from raypref.serve.compat_base import Rewarded, ScoredText
 from raypref.serve.intake import TextEmbedder
 from raypref.serve.meter import Meter
 from raypref.serve.remote import Remote
+from raypref.serve.spans import origin, within
 from raypref.wire.errors import WireError
 
 
@@ -39,7 +41,12 @@ class TextRewards:
             Score(tenant, Who(() if user is None else (user,)), Items.of(emb_ND[own], embedder))
             for user, own in places.items()
         ]
-        answers: list[Scored | WireError] = await self._scorer.call("score", calls)
+        with within("Scorer.score", "client"):
+            # One of them stands for all: they are one request.
+            calls[0] = replace(calls[0], origin=origin())
+            answers: list[Scored | WireError] = await self._scorer.call("score", calls)
+        if any(isinstance(answer, StoreRefused) or getattr(answer, "degraded", False) for answer in answers):
+            self._meter.store_failed()
         scored = [answer for answer in answers if not isinstance(answer, WireError)]
         for answer in answers:
             if isinstance(answer, WireError):
@@ -47,6 +54,6 @@ class TextRewards:
         mean_N = np.empty(len(items), np.float32)
         for own, found in zip(places.values(), scored, strict=True):
             mean_N[own] = found.mean_UN[0]
-        cold = sum(bool(found.users) and not found.shots_U[0] for found in scored)
-        self._meter.scored(len(items), cold)
+        known = [int(found.shots_U[0]) for found in scored if found.users]
+        self._meter.scored(len(items), len(known), known.count(0))
         return Rewarded(mean_N, scored[0].model)

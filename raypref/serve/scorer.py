@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from raypref.serve import desk
 from raypref.serve.batching import Batcher, in_thread
 from raypref.serve.calls import (
     LEARNED_TOGETHER,
+    C,
     Description,
     Exported,
     Known,
@@ -27,13 +30,17 @@ from raypref.serve.calls import (
     Scored,
     Suggest,
     Suggested,
+    arrived,
     comparisons_of,
     scores_of,
 )
 from raypref.serve.config import ServeSettings
 from raypref.serve.judge import Judge
+from raypref.serve.meter import RewardMeter
+from raypref.serve.spans import Origin, under
 from raypref.serve.stores import open_store
 from raypref.serve.stores.base import Key, Store, StoreDown
+from raypref.serve.tracing import open_tracer
 from raypref.serve.users import Users
 from raypref.wire.errors import WireError
 
@@ -66,8 +73,10 @@ class Scorer:
         self._store = open_store(config.store, timeout_s=config.store_timeout_s)
         _require_one_node(self._store, config.store)
         self._users = Users(self._store, config.max_comparisons, config.half_life_days)
+        self._tracer = open_tracer(config.tracing, "scorer")
         self._judge: Judge | None = None
         self._refused: str | None = None
+        self._rewards = RewardMeter()
         score, learn = in_thread("score", self._score_together), in_thread("learn", self._learn_together)
         self._score = Batcher(score, config.batch, scores_of, config.max_scores)
         self._learn = Batcher(learn, config.batch, comparisons_of, LEARNED_TOGETHER)
@@ -109,21 +118,44 @@ class Scorer:
 
     async def score(self, calls: list[Score]) -> list[Scored | WireError] | WireError:
         """Score candidates for users; all calls of one list see the same bundle."""
-        return await _told(self._score(calls))
+        return await _told(self._score(self._arrived(calls)))
 
     def _score_together(self, sheaves: list[list[Score]]) -> list[list[Scored | WireError]]:
         judge, failing = self._judging(), self._config.on_store_failure
         calls = [call for sheaf in sheaves for call in sheaf]
-        return _part(desk.score(judge, self._users, calls, failing), sheaves)
+        with self._together("score", calls):
+            answers = desk.score(judge, self._users, calls, failing)
+        self._rewards.given(answers)
+        return _part(answers, sheaves)
 
     async def learn(self, calls: list[Learn]) -> list[Learned | WireError] | WireError:
         """Add comparisons to users: durable when it returns."""
-        return await _told(self._learn(calls))
+        return await _told(self._learn(self._arrived(calls)))
 
     def _learn_together(self, sheaves: list[list[Learn]]) -> list[list[Learned | WireError]]:
         judge = self._judging()
         calls = [call for sheaf in sheaves for call in sheaf]
-        return _part(self._users.learn(judge, calls), sheaves)
+        with self._together("learn", calls):
+            return _part(self._users.learn(judge, calls), sheaves)
+
+    def _arrived(self, calls: list[C]) -> list[C]:
+        return calls if self._tracer is None else arrived(calls)
+
+    def _together(self, name: str, calls: list[C]) -> AbstractContextManager[object]:
+        """Run a block as work for calls together: a part of the trace of each that is traced."""
+        if self._tracer is None:
+            return under(None)
+        span = self._tracer.join(name, "server", [call.origin for call in calls])
+        if span is not None:
+            span.attributes["requests"] = len(calls)
+            span.waited("batch")
+        return under(span)
+
+    async def traced(self, origin: Origin, method: str, *args: object) -> Any:
+        """Answer as one of the methods below does, as a part of a traced request."""
+        span = None if self._tracer is None else self._tracer.join(method, "server", [origin.now()])
+        with under(span):
+            return await getattr(self, method)(*args)
 
     async def suggest(self, call: Suggest) -> Suggested | WireError:
         """Return what asking about pairs would tell."""
@@ -179,7 +211,7 @@ class Scorer:
         return await _told(self._run(question))
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
 
 
 async def _told(answer: Awaitable[T]) -> T | WireError:

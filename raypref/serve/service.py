@@ -19,6 +19,7 @@ from raypref.serve.config import ServeSettings
 from raypref.serve.intake import Intake, TextEmbedder
 from raypref.serve.meter import Meter
 from raypref.serve.remote import Remote
+from raypref.serve.spans import Tracer, origin, under, within
 from raypref.wire.answers import (
     Deleted,
     ExportAnswer,
@@ -60,7 +61,12 @@ class Service:
     """What every route does, whatever its form."""
 
     def __init__(
-        self, config: ServeSettings, scorer: Remote, embedder: TextEmbedder | None, meter: Meter
+        self,
+        config: ServeSettings,
+        scorer: Remote,
+        embedder: TextEmbedder | None,
+        meter: Meter,
+        tracer: Tracer | None = None,
     ) -> None:
         """Stand between the routes and the Scorers."""
         self._config = config
@@ -70,6 +76,7 @@ class Service:
         self._learns = Batcher(self._send_learns, config.batch, _one_learn, LEARNED_TOGETHER, LANES)
         self._embedder = embedder
         self._meter = meter
+        self._tracer = tracer
 
     async def learn(self, tenant: str, user: str, request: LearnRequest, tensors: Tensors) -> LearnAnswer:
         """Add comparisons to a user; they are durable when this returns."""
@@ -77,7 +84,8 @@ class Service:
         intake = Intake(tensors)
         self._add_pairs(intake, request.comparisons)
         comparisons = _comparisons(request.comparisons, await intake.resolve(self._embedder))
-        learned = _answered(await self._within(self._learns(calls.Learn(tenant, user, comparisons))))
+        call = calls.Learn(tenant, user, comparisons, origin())
+        learned = _answered(await self._within(self._learns(call)))
         self._meter.applied(learned.applied)
         return LearnAnswer(
             **_known(user, learned.known),
@@ -112,14 +120,19 @@ class Service:
         groups = await intake.resolve(self._embedder)
         own = groups[-2:] if has_own else []
         call = calls.Score(
-            tenant, _who(request, own, tensors), groups[0], groups[1] if has_baseline else None, request.model
+            tenant,
+            _who(request, own, tensors),
+            groups[0],
+            groups[1] if has_baseline else None,
+            request.model,
+            origin(),
         )
         answer = await self._within(self._scores(call))
         if isinstance(answer, calls.StoreRefused) or (isinstance(answer, calls.Scored) and answer.degraded):
             self._meter.store_failed()
         scored: calls.Scored = _answered(answer)
         cold = int((scored.shots_U == 0).sum()) if scored.users else 0
-        self._meter.scored(scored.mean_UN.size, cold)
+        self._meter.scored(scored.mean_UN.size, len(scored.users), cold)
         return scored
 
     async def suggest(self, tenant: str, request: SuggestRequest, tensors: Tensors) -> SuggestAnswer:
@@ -228,10 +241,21 @@ class Service:
         return await self._call("describe")
 
     async def _send_scores(self, batch: list[calls.Score]) -> list[calls.Scored | WireError]:
-        return await self._call("score", batch)
+        return await self._send("score", batch)
 
     async def _send_learns(self, batch: list[calls.Learn]) -> list[calls.Learned | WireError]:
-        return await self._call("learn", batch)
+        return await self._send("learn", batch)
+
+    async def _send(self, method: str, batch: list[calls.C]) -> Any:
+        """Send requests as one message, which is a part of the trace of each that is traced."""
+        origins = [call.origin for call in batch if call.origin is not None]
+        if self._tracer is None or not origins:
+            return await self._scorer.call(method, batch)
+        if waiting := self._tracer.join("batch", "internal", origins):
+            waiting.end()
+        span = self._tracer.join(f"Scorer.{method}", "client", [found.now() for found in origins])
+        with under(span):
+            return await self._scorer.call(method, batch if span is None else calls.handed_on(batch, span))
 
     async def _within(self, answer: Awaitable[A]) -> A:
         """Return an answer that may have to wait until others have gone to the Scorers."""
@@ -242,10 +266,17 @@ class Service:
             raise WireError(
                 503, f"no answer within {self._config.timeout_s:g} s; try again.", retry_after_s=1
             ) from None
+        except calls.StoreRefused:
+            self._meter.store_failed()
+            raise
 
     async def _call(self, method: str, *args: object) -> Any:
         try:
-            return await self._scorer.call(method, *args)
+            with within(f"Scorer.{method}", "client"):
+                here = origin()
+                if here is None:
+                    return await self._scorer.call(method, *args)
+                return await self._scorer.call("traced", here, method, *args)
         except calls.StoreRefused:
             self._meter.store_failed()
             raise

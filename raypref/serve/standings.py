@@ -16,6 +16,7 @@ from raypref.serve import raw, slots
 from raypref.serve.calls import Comparisons
 from raypref.serve.judge import Judge
 from raypref.serve.line import Line
+from raypref.serve.spans import within
 from raypref.serve.stores.base import Event, Key, State, Store, StoreDown
 from raypref.wire.errors import WireError
 
@@ -92,7 +93,7 @@ class Standings:
             StoreDown: the store did not answer.
         """
         basis, now_s = self._basis(judge)
-        crowd, stale = _cached(judge, self._line.ask(lambda store: store.read(keys)), basis)
+        crowd, stale = _cached(judge, self._line.ask(lambda store: store.read(keys), users=len(keys)), basis)
         return self._inferred(judge, crowd, keys, stale, basis, now_s) if stale else crowd
 
     def stored(self, judge: Judge, key: Key) -> Standing:
@@ -104,12 +105,13 @@ class Standings:
 
     def transient(self, judge: Judge, comparisons: Comparisons) -> Standing:
         """Return a user who is not stored, adapted to the comparisons that came with a request."""
-        evidence_PE = slots.encode(
-            judge, raw.embeddings(judge, comparisons.chosen), raw.embeddings(judge, comparisons.rejected)
-        )
+        chosen_PD = raw.embeddings(judge, comparisons.chosen)
+        rejected_PD = raw.embeddings(judge, comparisons.rejected)
         order = np.argsort(np.array(comparisons.event_ids), kind="stable")
         weight_P = np.array(comparisons.weight_P, np.float32)
-        vector_Z = slots.infer(judge, [(evidence_PE[order], weight_P[order])])[0]
+        with within("inference", users=1):
+            evidence_PE = slots.encode(judge, chosen_PD, rejected_PD)
+            vector_Z = slots.infer(judge, [(evidence_PE[order], weight_P[order])])[0]
         return Standing(0, len(weight_P), vector_Z)
 
     def _inferred(
@@ -119,7 +121,8 @@ class Standings:
         rows: dict[Key, list[int]] = {}
         for row in stale:
             rows.setdefault(keys[row], []).append(row)
-        logs = dict(zip(rows, self._line.ask(lambda store: store.events(list(rows))), strict=True))
+        found = self._line.ask(lambda store: store.events(list(rows)), users=len(rows))
+        logs = dict(zip(rows, found, strict=True))
         wrong: dict[Key, WireError] = {}
         for key, (_, events) in logs.items():
             if not _readable(judge, events):
@@ -129,7 +132,8 @@ class Standings:
                     wrong[key] = WireError(503, str(error))
         fresh = [key for key in rows if key not in wrong]
         # By id: whatever order the comparisons came in, equal logs give equal bits.
-        vectors_UZ = slots.infer(judge, [self._history(judge, logs[key][1], now_s) for key in fresh])
+        with within("inference", users=len(fresh)):
+            vectors_UZ = slots.infer(judge, [self._history(judge, logs[key][1], now_s) for key in fresh])
         keep: list[tuple[Key, int, str, bytes]] = []
         for key, vector_Z in zip(fresh, vectors_UZ, strict=True):
             version, events = logs[key]
@@ -140,7 +144,7 @@ class Standings:
             else:
                 wrong[key] = WireError(422, "the user's comparisons give no finite vector; delete some.")
         # A store that can be read but not written to: the vectors are as good, and are made again.
-        with suppress(StoreDown):
+        with suppress(StoreDown), self._line.span("write", len(keep)):
             self._line.store.remember(keep)
         return replace(crowd, wrong={row: error for key, error in wrong.items() for row in rows[key]})
 
@@ -155,7 +159,7 @@ class Standings:
         rejected_PD = raw.unpack([event.rejected for event in events], judge.items, judge.width)
         parts = [part.astype("<f4").tobytes() for part in slots.encode(judge, chosen_PD, rejected_PD)]
         renewed = [(event.event_id, part) for event, part in zip(events, parts, strict=True)]
-        with suppress(StoreDown):
+        with suppress(StoreDown), self._line.span("write", 1):
             self._line.store.reencode(key, judge.fingerprint, renewed)
         return version, tuple(
             replace(event, encoder=judge.fingerprint, evidence=part)

@@ -10,6 +10,7 @@ import numpy as np
 from raypref.serve import raw, slots
 from raypref.serve.calls import Exported, Known, Learn, Learned, Stored
 from raypref.serve.judge import Judge
+from raypref.serve.spans import within
 from raypref.serve.standings import Standing, Standings
 from raypref.serve.stores.base import Event, Key, Store, StoreDown, Write, Written
 from raypref.wire.errors import WireError
@@ -58,7 +59,9 @@ class Users(Standings):
                 answers[number] = error
         writes: dict[int, Write] = {}
         if given:
-            evidence_NE = slots.encode(judge, *map(np.concatenate, zip(*given.values(), strict=True)))
+            chosen_ND, rejected_ND = map(np.concatenate, zip(*given.values(), strict=True))
+            with within("encoding", comparisons=len(chosen_ND)):
+                evidence_NE = slots.encode(judge, chosen_ND, rejected_ND)
             first = 0
             for number, (chosen_PD, _) in given.items():
                 evidence_PE = evidence_NE[first : first + len(chosen_PD)]
@@ -74,7 +77,7 @@ class Users(Standings):
                     )
         if writes:
             every = list(writes.values())
-            written = self._line.ask(lambda store: store.append(every, self._limit))
+            written = self._line.ask(lambda store: store.append(every, self._limit), "write", len(every))
             crowd = self.standing(judge, [write.key for write in every])
             for row, (number, result) in enumerate(zip(writes, written, strict=True)):
                 answers[number] = self._learned(judge, result, crowd.one(row))
@@ -128,17 +131,17 @@ class Users(Standings):
 
     def forget(self, judge: Judge, key: Key, event_id: str) -> Known | None:
         """Remove one comparison, exactly: the user is as if it had never been. None: there is none."""
-        state = self._line.ask(lambda store: store.forget(key, event_id))
+        state = self._line.ask(lambda store: store.forget(key, event_id), "write")
         return None if state is None else self.known(judge, key)
 
     def decay(self, judge: Judge, key: Key, factor: float, operation: str, at_s: float) -> Known | None:
         """Multiply the weights of comparisons up to a time; None: there are none."""
-        state = self._line.ask(lambda store: store.decay(key, factor, operation, at_s))
+        state = self._line.ask(lambda store: store.decay(key, factor, operation, at_s), "write")
         return None if state is None else self.known(judge, key)
 
     def erase(self, key: Key) -> bool:
         """Erase a user; False: there was nothing."""
-        return self._line.ask(lambda store: store.erase(key, self._clock()))
+        return self._line.ask(lambda store: store.erase(key, self._clock()), "write")
 
     def trouble(self) -> str | None:
         """Return why the store does not answer; None where it does."""

@@ -1,4 +1,4 @@
-"""Metrics of a training run: JSON lines and TensorBoard, rewound when a run resumes."""
+"""Metrics of a training run: JSON lines and TensorBoard, rewound when a run resumes, and trackers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from raypref import files
 from raypref.train.loop import StepMetrics
+from raypref.train.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -23,13 +24,14 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsLog:
     """Writes one line of metrics at a time; lines past the step that a run resumes from are dropped."""
 
-    def __init__(self, directory: Path, resume_step: int) -> None:
-        """Open the log of a run that has taken `resume_step` steps."""
+    def __init__(self, directory: Path, resume_step: int, trackers: Sequence[Tracker] = ()) -> None:
+        """Open the log of a run that has taken `resume_step` steps; it closes the trackers with itself."""
         path = directory / METRICS_FILE
         kept = [line for line in read_lines(path) if line["step"] <= resume_step]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+        self._trackers = trackers
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Log values of a step; `kind` is train or valid."""
@@ -38,6 +40,8 @@ class MetricsLog:
         self._file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.log(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def train(self, metrics: StepMetrics, speed: Speed) -> None:
         """Log a training step and the speed since the last one logged."""
@@ -45,9 +49,11 @@ class MetricsLog:
         self.write("train", metrics.step, {**values, **speed.figures()})
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files and the trackers."""
         self._file.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Speed:
@@ -91,7 +97,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def progress(directory: Path, steps: int, interval_s: float = 1.0) -> Generator[None]:
-    """Show the progress of the run that logs to `directory`: a bar on a terminal, JSON lines elsewhere."""
+    """Show how the run that logs to `directory` goes on, on stderr: a bar on a terminal, else its lines."""
     done = threading.Event()
     thread = threading.Thread(target=_follow, args=(directory, steps, interval_s, done), daemon=True)
     thread.start()
@@ -113,7 +119,7 @@ def _follow(directory: Path, steps: int, interval_s: float, done: threading.Even
                 continue
             shown = line["time"]
             if bar is None:
-                pass
+                print(json.dumps(line), file=sys.stderr, flush=True)
             else:
                 bar.update(line["step"] - bar.n)
                 bar.set_postfix({name: f"{line[name]:.4g}" for name in ("loss", "accuracy") if name in line})

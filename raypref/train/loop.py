@@ -182,7 +182,7 @@ def train(
         state.optimiser.zero_grad(set_to_none=True)
         losses: list[Loss] = []
         for (number, model), batch in zip(numbered, batches, strict=True):
-            torch.manual_seed(step_seed(seed, number, state.step))
+            _seed(device, step_seed(seed, number, state.step))
             with precision:
                 loss = model.loss(batch.to(device), state.step / recipe.steps)
             loss.total.backward()
@@ -212,6 +212,13 @@ def train(
             comparisons=sum(batch.target.comparisons for batch in batches),
             valid=valid,
         )
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what a step draws from; `torch.manual_seed` would ask every kind of accelerator first."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _mean(values: Iterable[Tensor]) -> float:

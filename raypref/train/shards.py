@@ -96,6 +96,11 @@ def user_tables(model: RewardModel) -> dict[str, nn.Parameter]:
     return {name: model.get_parameter(name) for name in model.user_rows}
 
 
+def shared_parameters(model: RewardModel) -> dict[str, nn.Parameter]:
+    """Return all parameters of a model but those with a row per user, by name."""
+    return {name: part for name, part in model.named_parameters() if name not in model.user_rows}
+
+
 def own_rows(model: RewardModel) -> dict[str, Tensor]:
     """Return a copy of the rows of a shard's users, by name."""
     return {name: table.detach().clone() for name, table in user_tables(model).items()}

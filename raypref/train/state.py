@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from raypref import files
 from raypref.checkpoint import read_tensors, save_tensors, verify, write_manifest
 from raypref.errors import CorruptError
-from raypref.methods.base import RewardModel
 from raypref.train.loop import TrainState
-from raypref.train.shards import own_rows, shared_state, user_tables
+from raypref.train.shards import own_rows, shared_parameters, shared_state, user_tables
 
 COUNTERS = ("step", "looks", "best_nll", "best_accuracy", "best_step", "stopped")
 
@@ -37,14 +36,14 @@ def save_state(state: TrainState, directory: Path) -> None:
             folder = shard_folder(directory, number)
             folder.mkdir()
             best = state.best_rows[place] if state.best_rows else {}
-            _save(folder, own_rows(model), _moments(state, user_tables(model)), best)
+            _save(folder, own_rows(model), moments(state, user_tables(model)), best)
     if state.shards.rank == 0:
         counters = {name: getattr(state, name) for name in COUNTERS}
         for name in ("best_nll", "best_accuracy"):
             counters[name] = counters[name] if math.isfinite(counters[name]) else None
         files.write_text(directory / "state.json", json.dumps(counters, indent=2) + "\n")
-        moments = _moments(state, _shared_parameters(state.model))
-        _save(directory, shared_state(state.model), moments, state.best)
+        known = moments(state, shared_parameters(state.model))
+        _save(directory, shared_state(state.model), known, state.best)
 
 
 def load_state(state: TrainState, directory: Path) -> None:
@@ -56,7 +55,7 @@ def load_state(state: TrainState, directory: Path) -> None:
     verify(directory)
     for model in state.models:
         _fill(shared_state(model), directory / WEIGHTS)
-    _load_moments(state, _shared_parameters(state.model), directory)
+    _load_moments(state, shared_parameters(state.model), directory)
     state.best, state.best_rows = _best(directory), []
     for number, model in zip(state.shards.numbers, state.models, strict=True):
         folder = shard_folder(directory, number)
@@ -95,20 +94,23 @@ def load_weights(state: TrainState, directory: Path, rows: Iterable[Tensor]) -> 
     _load_counters(state, directory)
 
 
-def _fill(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy what a file holds into tensors of the same names and shapes."""
-    found = read_tensors(path)
+def fill(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:
+    """Copy what was found into tensors of the same names and shapes.
+
+    Raises:
+        CorruptError: the names or shapes are others; `source` says where they come from.
+    """
     if {name: part.shape for name, part in found.items()} != {n: part.shape for n, part in tensors.items()}:
-        raise CorruptError(f"{path}: does not fit the method, or the users, that it claims.")
+        raise CorruptError(f"{source}: does not fit the method, or the users, that it claims.")
     for name, part in tensors.items():
         part.detach().copy_(found[name])
 
 
-def _shared_parameters(model: RewardModel) -> dict[str, nn.Parameter]:
-    return {name: part for name, part in model.named_parameters() if name not in model.user_rows}
+def _fill(tensors: Mapping[str, Tensor], path: Path) -> None:
+    fill(tensors, read_tensors(path), path)
 
 
-def _moments(state: TrainState, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def moments(state: TrainState, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return what the optimiser knows of parameters, by the parameter's name and its own."""
     return {
         f"{name}.{moment}": value
@@ -127,14 +129,31 @@ def _save(
     write_manifest(directory)
 
 
-def _load_moments(state: TrainState, parameters: Mapping[str, nn.Parameter], directory: Path) -> None:
-    for key, value in read_tensors(directory / MOMENTS).items():
+def set_moments(
+    state: TrainState, parameters: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], source: object
+) -> None:
+    """Let the optimiser know what `moments` returned.
+
+    Args:
+        state: changed in place.
+        parameters: as given to `moments`.
+        found: what it returned.
+        source: where that was kept, for the error.
+
+    Raises:
+        CorruptError: it is of another model.
+    """
+    for key, value in found.items():
         name, _, moment = key.rpartition(".")
         parameter = parameters.get(name)
         if parameter is None or (value.dim() and value.shape != parameter.shape):
-            raise CorruptError(f"{directory}: the optimiser state does not fit the model ({key}).")
+            raise CorruptError(f"{source}: the optimiser state does not fit the model ({key}).")
         # Counts of steps stay on the CPU, where the optimiser looks for them.
         state.optimiser.state[parameter][moment] = value.to(parameter.device) if value.dim() else value
+
+
+def _load_moments(state: TrainState, parameters: Mapping[str, nn.Parameter], directory: Path) -> None:
+    set_moments(state, parameters, read_tensors(directory / MOMENTS), directory)
 
 
 def _best(directory: Path) -> dict[str, Tensor]:

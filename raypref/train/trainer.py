@@ -26,6 +26,7 @@ from raypref.train.loop import TrainState
 from raypref.train.session import Session, ended, finish
 from raypref.train.shards import Shards
 from raypref.train.state import load_state, save_state
+from raypref.train.trackers import open_trackers, require_trackers
 
 RESIZE_S = 60.0
 """Seconds between looks whether the cluster has room for more workers of an elastic run, or for fewer."""
@@ -41,8 +42,9 @@ def run(config: RunConfig) -> BundleInfo:
     Raises:
         InputError: the tables are missing or hold no seen user, or the loss diverged.
         MismatchError: items and comparisons are of different embedders.
-        ConfigError: more workers than buckets of users.
+        ConfigError: more workers than buckets of users, or a tracker is missing or does not start.
     """
+    require_trackers(config.train.trackers, "train.trackers")
     config = config.absolute()
     tables = Tables.open(config.tables_dir)
     items = ItemTable.open(config.items_dir).with_prompts(config.method.needs_prompts)
@@ -91,7 +93,8 @@ def run(config: RunConfig) -> BundleInfo:
 def run_directory(config: RunConfig, tables: Tables) -> Path:
     """Return where the checkpoints and metrics of a training stand; its name is what was trained on what."""
     # The fewest workers change nothing of the result.
-    training = config.train.model_dump(mode="json") | {"workers": config.train.most_workers}
+    training = config.train.model_dump(mode="json", exclude={"mode", "trackers"})
+    training["workers"] = config.train.most_workers
     identity = json.dumps([config.method.model_dump(mode="json"), training, tables.metadata.fingerprint])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return config.dir / "train" / f"{config.method.type}-{digest}"
@@ -114,7 +117,11 @@ def work(raw: dict[str, Any]) -> None:
         with checkpoint.as_directory() as path:
             load_state(state, Path(path))
 
-    log = MetricsLog(Path(raw["log"]), state.step) if shards.rank == 0 else None
+    log = None
+    if shards.rank == 0:
+        directory = Path(raw["log"])
+        trackers = open_trackers(options.trackers, config.dir, directory.name, raw["config"])
+        log = MetricsLog(directory, state.step, trackers)
     speed = Speed(shards.total / len(shards.numbers))
     for metrics in session.steps():
         speed.add(metrics.comparisons)

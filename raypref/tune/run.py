@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -23,14 +22,15 @@ from raypref.config_file import parse_config
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import ConfigError, InputError
+from raypref.train.trackers import require_trackers
 from raypref.tune.ledger import Ledger, Record
 from raypref.tune.outcome import write_outcome
 from raypref.tune.sampling import Sampler, sampler
 from raypref.tune.search import Proposals, Recorder, Trial, packed, stopping
 from raypref.tune.space import parameters
 
-LAUNCHER_CPUS = 0.01
-"""Of a trial whose work is done by Ray Train's workers; Tune wants it to have some."""
+LAUNCHER_BYTES = 512 * 2**20
+"""Memory of a trial whose work is done by Ray Train's workers; no CPUs, which these count as theirs."""
 
 
 def sweep(raw: Mapping[str, Any], where: str) -> tuple[Path, Record]:
@@ -54,7 +54,9 @@ def sweep(raw: Mapping[str, Any], where: str) -> tuple[Path, Record]:
     """
     config = parse_config(dict(raw), [], where)
     space = parameters(raw, config, where)
-    _require_trackers(config, where)
+    require_trackers(config.sweep.trackers, f"{where}: sweep.trackers")
+    if config.train.mode == "federated":
+        raise ConfigError(f"{where}: train.mode: a sweep trains in one place; sweep with central first.")
     if config.sweep.gpu_share < 1 and not packed(config):
         raise ConfigError(f"{where}: sweep.gpu_share: workers of one training each take a whole GPU.")
     tables = _tables(config)
@@ -89,21 +91,13 @@ def _tables(config: RunConfig) -> Tables:
     return tables
 
 
-def _require_trackers(config: RunConfig, where: str) -> None:
-    for tracker in config.sweep.trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(
-                f"{where}: sweep.trackers: {tracker} is not installed; pip install 'raypref[tracking]'."
-            )
-
-
 def _identity(config: RunConfig, tables: Tables) -> str:
     """Return a name for all that the figure of a trial depends on beside its values, and for the space."""
     options = {"space", "sampler", "seed", "setting", "shots", "rungs", "reduction"}
     determined = [
         config.sweep.model_dump(mode="json", include=options),
         config.method.model_dump(mode="json"),
-        config.train.model_dump(mode="json"),
+        config.train.model_dump(mode="json", exclude={"trackers"}),
         config.evaluate.seeds,
         tables.metadata.fingerprint,
     ]
@@ -133,19 +127,17 @@ def _run(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     in_process = packed(config)
     cpus = config.train.most_workers * config.train.cpus_per_worker
-    needed = {"CPU": cpus if in_process else LAUNCHER_CPUS}
+    needed = {"CPU": cpus} if in_process else {"CPU": 0.0, "memory": float(LAUNCHER_BYTES)}
     if in_process and config.train.use_gpu:
         needed["GPU"] = config.sweep.gpu_share
-    # Beside the workers of a launched training there must be room for the one that launches it.
-    least = math.ceil(cpus + (0.0 if in_process else LAUNCHER_CPUS))
-    with connected(max(least, os.cpu_count() or 1)), tempfile.TemporaryDirectory() as scratch:
+    with connected(max(math.ceil(cpus), os.cpu_count() or 1)), tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, raw=raw, folder=str(folder)), needed),
             tune_config=tune.TuneConfig(
                 search_alg=Proposals(todo, raw, proposer, ledger),
                 scheduler=stopping(config.sweep, ledger.over),
                 num_samples=len(todo),
-                max_concurrent_trials=config.sweep.max_concurrent_trials or _slots(config, in_process),
+                max_concurrent_trials=config.sweep.max_concurrent_trials or _slots(config),
                 reuse_actors=in_process,
             ),
             run_config=tune.RunConfig(
@@ -162,12 +154,11 @@ def _run(
         tuner.fit()
 
 
-def _slots(config: RunConfig, in_process: bool) -> int:
+def _slots(config: RunConfig) -> int:
     """Return how many trials Ray has room for at once, at least one."""
     resources = ray.cluster_resources()
     workers = config.train.most_workers
-    cpus = workers * config.train.cpus_per_worker + (0.0 if in_process else LAUNCHER_CPUS)
-    room = resources.get("CPU", 0.0) / cpus
+    room = resources.get("CPU", 0.0) / (workers * config.train.cpus_per_worker)
     if config.train.use_gpu:
         room = min(room, resources.get("GPU", 0.0) / (workers * config.sweep.gpu_share))
     return max(1, int(room))

@@ -130,7 +130,9 @@ def test_an_engine_error_reaches_the_caller(server: Server, tmp_path: Path, faul
 
 
 def test_progress_of_another_embedder_is_refused(server: Server, tmp_path: Path) -> None:
-    server.faults = ["", "", "400"]
+    # A vector that is refused where parts are staged: those before it are staged by then. A request that
+    # fails ends the stream at once, with what is still on its way.
+    server.faults = ["", "", "short"]
     with pytest.raises(EngineError):
         embed_texts(TEXTS, tmp_path / "items", config(server))
     with pytest.raises(MismatchError, match=r"delete that folder"):

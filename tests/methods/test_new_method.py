@@ -1,4 +1,4 @@
-"""A new method is three files: the method, its place in the union, and a test that inherits the contract."""
+"""A new method is three files, as docs/add-a-method.md says: its code is what runs here."""
 
 from __future__ import annotations
 
@@ -13,71 +13,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-METHOD = '''"""Centroid: a user is the mean of what their choices had over what they left."""
-
-from __future__ import annotations
-
-from typing import ClassVar, Literal
-
-import torch
-from pydantic import Field, PositiveInt
-from torch import Tensor, nn
-
-from raypref.methods.base import MethodConfig, Recipe, preference_loss
-from raypref.methods.linear import LinearRewardModel
-from raypref.types import Dims, Episodes, Loss, Reward
-
-
-class CentroidConfig(MethodConfig):
-    """Nearest centroid: a user's taste is the mean direction of their choices."""
-
-    citation: ClassVar[str] = "Rocchio, The SMART Retrieval System 1971"
-    type: Literal["centroid"] = "centroid"
-    recipe: Recipe = Recipe(steps=100, context=(0, 6))
-    width: PositiveInt = Field(default=4, description="K, directions in which users differ.")
-
-    def build(self, dims: Dims) -> Centroid:
-        """Return an untrained model."""
-        return Centroid(self, dims)
-
-
-class Centroid(LinearRewardModel):
-    """r_u = v·e + z_u·Ae, z_u = Σ_i A(e⁺_i − e⁻_i) / (1 + n)."""
-
-    uncertain = False
-
-    def __init__(self, config: CentroidConfig, dims: Dims) -> None:
-        super().__init__(dims)
-        self.config = config
-        self.heads_FD = nn.Parameter(dims.embedding**-0.5 * torch.randn(1 + config.width, dims.embedding))
-
-    def item(self, emb_ND: Tensor) -> Tensor:
-        return self.standardise(emb_ND) @ self.heads_FD.mT
-
-    def evidence(self, chosen_ND: Tensor, rejected_ND: Tensor) -> Tensor:
-        return (self.item(chosen_ND) - self.item(rejected_ND))[..., 1:]
-
-    def infer(self, evidence_BPE: Tensor, mask_BP: Tensor) -> Tensor:
-        return (evidence_BPE * mask_BP.unsqueeze(-1)).sum(1) / (1.0 + mask_BP.sum(1, keepdim=True))
-
-    def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
-        return Reward(item_BNF[..., 0] + (item_BNF[..., 1:] @ user_BZ.unsqueeze(-1)).squeeze(-1))
-
-    def loss(self, episodes: Episodes, progress: float) -> Loss:
-        user_BZ = self.infer(self.encode(episodes.context), episodes.context.mask_BP)
-        nll = preference_loss(self(episodes.target, user_BZ), episodes.target.mask_BP)
-        return Loss(nll, {"nll": nll.detach()})
-'''
-
-TEST = """from __future__ import annotations
-
-from raypref.methods.centroid import CentroidConfig
-from tests.methods.contract import Contract
-
-
-class TestCentroid(Contract):
-    config = CentroidConfig()
-"""
+PAGE = REPOSITORY / "docs/add-a-method.md"
+METHOD, TEST = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 NEEDED = (
     "pyproject.toml",

@@ -15,11 +15,13 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field
+from ray.util.metrics import Metric
 
 from raypref.serve.compat import COMPAT_PATHS
 from raypref.serve.guard import OPEN_PATHS, Guard, Limits
 from raypref.serve.keys import Keys, create_key
-from raypref.serve.meter import Meter
+from raypref.serve.meter import Meter, RewardMeter
+from raypref.serve.pages import PAGE_FILES
 from raypref.serve.refusals import install_refusals
 from raypref.wire.answers import ErrorAnswer
 from raypref.wire.errors import WireError
@@ -191,7 +193,8 @@ def test_a_key_is_asked_for_everywhere_but_on_open_paths(
                 assert response.headers["www-authenticate"].startswith("Bearer")
     assert "Authorization: Bearer" in error_of(call(guard, "POST", "/v1/echo"), 401)
     for path in OPEN_PATHS - {"/readyz"}:
-        assert call(guard, "GET", path).status_code == 200
+        # This service has no page for people to look at.
+        assert call(guard, "GET", path).status_code == (404 if path in PAGE_FILES else 200)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -508,10 +511,11 @@ def test_logs_say_what_happened_and_nothing_of_users(
 
 
 def test_figures_name_no_user_and_no_tenant() -> None:
-    figures = list(vars(Meter()).values())
+    figures = [figure for meter in (Meter(), RewardMeter()) for figure in vars(meter).values()]
+    figures = [figure for figure in figures if isinstance(figure, Metric)]
     labels = {label for figure in figures for label in figure.info["tag_keys"]}
-    assert len(figures) == 7
-    assert labels == {"route", "method", "status"}
+    assert len(figures) == 8 + 5
+    assert labels == {"route", "method", "status", "model", "sign"}
     assert all(figure.info["name"].startswith("raypref_") for figure in figures)
 
 

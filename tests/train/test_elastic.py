@@ -32,7 +32,7 @@ from tests.conftest import REPOSITORY
 from tests.train import ledger
 from tests.train.runs import result, session
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 USERS, STEPS, USERS_PER_STEP = 48, 240, 16
 VISITS = STEPS * USERS_PER_STEP // USERS
@@ -74,15 +74,6 @@ def configured(folder: Path, data: Path, workers: Workers = 1) -> RunConfig:
         [],
         "test",
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What is computed here has the bits of what a worker with one CPU computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

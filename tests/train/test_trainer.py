@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from raypref.evaluate.protocol import evaluate
 from raypref.train.log import METRICS_FILE, read_lines
 from raypref.train.session import fit
 from raypref.train.trainer import run, run_directory
+from tests.conftest import kill_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -177,20 +176,7 @@ def test_a_killed_driver_starts_where_it_stopped(
     config = configured(tmp_path, planted)
     (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     directory = run_directory(config, Tables.open(config.tables_dir))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "raypref", "train", "-c", str(tmp_path / "run.yaml")],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    family = psutil.Process(driver.pid)
-    try:
-        wait_for_step(directory, 100)
-    finally:
-        for process in [*family.children(recursive=True), family]:
-            process.kill()
-        driver.wait()
+    kill_training(tmp_path / "run.yaml", lambda: wait_for_step(directory, 100))
     assert not config.bundle_dir.exists()
     resumed_from = [line["step"] for line in read_lines(directory / METRICS_FILE)][-1]
     assert resumed_from < STEPS

@@ -10,6 +10,7 @@ import pytest
 
 from raypref import cli
 from raypref.errors import ConfigError, InputError, RayprefError
+from raypref.train import trackers
 from raypref.tune import run
 from raypref.tune.ledger import Ledger, Record
 from raypref.tune.run import sweep
@@ -46,6 +47,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
             ConfigError,
             "each take a whole GPU",
         ),
+        ({"train": {"mode": "federated"}}, ConfigError, "a sweep trains in one place"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(
@@ -58,7 +60,7 @@ def test_a_sweep_that_cannot_work_is_refused(
 
 
 def test_a_tracker_that_is_missing_is_said(described: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb is not installed; pip install 'raypref\\[tracking\\]'"):
         sweep(described(SPACE, trackers=["wandb"]), "sweep.yaml")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,11 +26,8 @@ METHOD_NAMES = [method.model_fields["type"].default for method in METHODS if not
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _fresh(one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
     opened.cache_clear()
 
 

@@ -141,6 +141,9 @@ def _keyed(salt: str) -> hashlib.blake2b:
 class Store(Protocol):
     """A store; every implementation passes the same contract test."""
 
+    kind: str
+    """Its kind in a word, such as `sqlite`."""
+
     durable: str
     """What an acknowledgement means here, in a sentence."""
 

@@ -50,6 +50,7 @@ class _Stone:
 class MemoryStore:
     """A store that ends with its process; every process has its own."""
 
+    kind = "memory"
     durable = "Kept in one process's memory: lost when it ends."
     nodes: Literal["one", "many"] = "one"
 

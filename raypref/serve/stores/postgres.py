@@ -25,6 +25,7 @@ PAGE = 1000
 class PostgresStore(Salted):
     """A store in PostgreSQL, in its schema `raypref`."""
 
+    kind = "postgresql"
     durable = "Committed and flushed to the server's disk (fsync and synchronous_commit are on)."
     nodes: Literal["one", "many"] = "many"
 

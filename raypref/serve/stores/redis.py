@@ -44,6 +44,7 @@ T = TypeVar("T")
 class RedisStore(Salted):
     """A store in Redis or Valkey."""
 
+    kind = "redis"
     nodes: Literal["one", "many"] = "many"
 
     def __init__(self, url: str, timeout_s: float) -> None:

@@ -29,6 +29,7 @@ PAGE = 1000
 class SQLiteStore(Salted):
     """A store in a file, in SQLite's write-ahead mode."""
 
+    kind = "sqlite"
     durable = "Committed and synced to this machine's disk: survives a crash of processes and of the machine."
     nodes: Literal["one", "many"] = "one"
 

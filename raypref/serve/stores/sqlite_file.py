@@ -100,8 +100,9 @@ class SQLiteFile:
     def _prepare(self) -> None:
         db = self._connect()
         try:
-            (application,) = db.execute("PRAGMA application_id").fetchone()
+            # In this order: whoever sees tables that another start has just committed sees whose they are.
             (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            (application,) = db.execute("PRAGMA application_id").fetchone()
             if tables and application != APPLICATION:
                 raise MismatchError(f"{self.path}: is another program's database. Name another file.")
             self._patiently(db, "PRAGMA journal_mode = WAL")

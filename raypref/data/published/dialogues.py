@@ -1,0 +1,70 @@
+"""HH-RLHF: two endings of a dialogue, one more helpful or less harmful."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from raypref.data.published.base import Count, Published, Row
+from raypref.data.published.records import Records, stem
+from raypref.data.rows import Message
+from raypref.errors import InputError
+
+ROLES = {"Human": "user", "Assistant": "assistant"}
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+class HH(Published):
+    """A user is a part of the dataset: helpful-base and harmless-base want different things."""
+
+    name: ClassVar[str] = "hh"
+    title: ClassVar[str] = "dialogues with two endings; users are its parts, helpful and harmless"
+    citation: ClassVar[str] = "Bai et al., arXiv 2204.05862"
+    licence: ClassVar[str] = "MIT"
+    files: ClassVar[str] = (
+        "JSONL (.gz) files of chosen and rejected, one a part; not the hub, which mixes the parts"
+    )
+
+    user: str | None = Field(
+        default=None, description="Whose they are; default the name of the file, or of its folder."
+    )
+
+    def rows(self, records: Records, count: Count) -> Iterator[Row]:
+        """Yield the last answers after the turns that both dialogues share."""
+        files = records.files()
+        if not files and self.user is None:
+            raise InputError(f"{records.place}: the hub mixes the parts; download one, or set user.")
+        for place in files or [records.place]:
+            user = self.user or _part(Path(place))
+            for record in Records(str(place)).read("chosen", "rejected"):
+                count.records += 1
+                chosen, rejected = _messages(record["chosen"]), _messages(record["rejected"])
+                if not chosen or not rejected or chosen[:-1] != rejected[:-1]:
+                    count.skip("no_common_prompt")
+                    continue
+                if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+                    count.skip("no_answer")
+                    continue
+                last = chosen[-1]["content"], rejected[-1]["content"]
+                yield {"user_id": user, "prompt": chosen[:-1], "chosen": last[0], "rejected": last[1]}
+
+
+def _part(file: Path) -> str:
+    """Return the part that a file is of: its name, or its folder's where it is named by split alone."""
+    name = re.sub(r"(^|[-_.])(train|test)$", "", stem(file))
+    return name or file.absolute().parent.name
+
+
+def _messages(dialogue: object) -> list[Message]:
+    """Return the turns of a dialogue; none where it is none."""
+    if not isinstance(dialogue, str):
+        return []
+    before, *parts = TURN.split(dialogue)
+    if before.strip() or not parts:
+        return []
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": ROLES[who], "content": text.strip()} for who, text in turns]

@@ -1,0 +1,5 @@
+"""What the bases of a trained method mean: texts, contrasts, features of text, shares, names."""
+
+from raypref.describe.result import Description
+
+__all__ = ["Description"]

@@ -1,0 +1,1 @@
+"""What the explorer's page knows beforehand: questions, the map of the population, bases by meaning."""

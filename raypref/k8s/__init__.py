@@ -1,0 +1,1 @@
+"""Manifests for KubeRay, built and checked before they meet a cluster."""
