@@ -125,6 +125,16 @@ def read_info(directory: Path) -> BundleInfo:
         raise CorruptError(f"{path}: {error}") from error
 
 
+def identify(directory: Path, info: BundleInfo) -> tuple[str, str]:
+    """Return the name and the fingerprint of a bundle; name@fingerprint is what a service calls it.
+
+    The name is its folder's, or the method's where that is `bundle`; the fingerprint is the first 12 digits
+    of the manifest's sha256, so that equal bundles, and only they, have equal ones.
+    """
+    folder = directory.resolve().name
+    return info.method.type if folder == "bundle" else folder, files.sha256(directory / MANIFEST)[:12]
+
+
 def _read_users(path: Path) -> pa.Table:
     try:
         users = pq.read_table(path)

@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument(
         "--top", type=int, default=3, metavar="N", help="items at either end, and contrasts (default 3)"
     )
+    describe.add_argument(
+        "--against", metavar="BUNDLE", help="say too what has drifted since this earlier bundle"
+    )
     describe.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it as JSON too")
     bestofn = configured("bestofn", _bestofn, "let bundles choose among responses, judged by what users want")
     bestofn.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folder or hf://OWNER/NAME")
@@ -116,7 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "run the whole job on text that comes with raypref")
     demo.add_argument("--dir", type=Path, default=Path("demo-run"), help="where to write (default demo-run)")
     explore = configured("explore", _explore, "show a page where people see what a bundle believes of them")
-    explore.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the run's own")
+    explore.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE", help="folder or hf://OWNER/NAME; default: the run's own"
+    )
+    explore.add_argument(
+        "--against", metavar="BUNDLE", help="show too what has drifted since this earlier bundle"
+    )
     explore.add_argument(
         "--store", default="memory:", metavar="URL", help="of those who look; default: forgotten at the end"
     )
@@ -382,7 +390,8 @@ def _describe(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise ConfigError(f"--top {arguments.top}: name at least 1.")
     bundle = config.bundle_dir if arguments.bundle is None else resolve(arguments.bundle)
-    found = describe(config, bundle, arguments.top)
+    against = None if arguments.against is None else resolve(arguments.against)
+    found = describe(config, bundle, arguments.top, against)
     print(text_table(found))
     if arguments.output is None:
         return
@@ -422,11 +431,13 @@ def _explore(arguments: argparse.Namespace) -> None:
     # Ray reads its environment when it is imported; Serve's own proxy listens on this machine alone.
     set_throughput(False)
     from raypref.explore.run import prepare
+    from raypref.hub import resolve
     from raypref.serve.launch import serve_forever
 
     config = _config(arguments)
-    bundle = arguments.bundle or config.bundle_dir
-    service = prepare(config, bundle, arguments.store, arguments.port, arguments.texts)
+    bundle = config.bundle_dir if arguments.bundle is None else resolve(arguments.bundle)
+    against = None if arguments.against is None else resolve(arguments.against)
+    service = prepare(config, bundle, arguments.store, arguments.port, arguments.texts, against)
     print(f"{service}: the page is http://127.0.0.1:{arguments.port}/explore", flush=True)
     serve_forever(service, [], None, functools.partial(print, flush=True))
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raypref.checkpoint import Bundle
+from raypref.data.items import ItemTable
 from raypref.describe.correlation import center
 from raypref.errors import InputError
 from raypref.methods.base import RewardModel
@@ -18,6 +20,8 @@ LEAST_SHARE = 0.01
 ROUNDING = 1e-8
 """Share of the variance below which users do not differ: float32 has no more digits."""
 ITEMS_PER_PASS, USERS_PER_PASS = 512, 128
+ROWS_PER_PASS = 4096
+MOST_USERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,25 @@ class Axes:
     rest: float
     personal: bool
     """Whether users differ at all."""
+
+    @property
+    def titles(self) -> list[str]:
+        """What the bases are called: `common` where there is one, then `axis 1`, `axis 2` …."""
+        axes = [f"axis {number + 1}" for number in range(len(self.share_K) - self.common)]
+        return ["common", *axes] if self.common else axes
+
+
+def sample_users(bundle: Bundle) -> Tensor:
+    """Return the vectors (U, Z) of a sample of the bundle's users, in row order."""
+    chosen = np.sort(np.random.default_rng(0).permutation(bundle.users.num_rows)[:MOST_USERS])
+    return torch.tensor(bundle.users["vector"].take(chosen).to_pylist(), dtype=torch.float32)
+
+
+def item_features(bundle: Bundle, items: ItemTable, row_N: np.ndarray) -> Tensor:
+    """Return what the bundle's model makes of items of the table (N, F)."""
+    held = items.with_prompts(bundle.info.method.needs_prompts)
+    parts = np.split(row_N, range(ROWS_PER_PASS, len(row_N), ROWS_PER_PASS))
+    return torch.cat([bundle.model.item(torch.from_numpy(held.gather(part))) for part in parts])
 
 
 def rewards(model: RewardModel, item_NF: Tensor, user_UZ: Tensor) -> np.ndarray:

@@ -56,6 +56,7 @@ class Basis(Part):
     kind: Literal["common", "axis"] = Field(
         description="common: the average user's reward; axis: a way in which users differ from it."
     )
+    title: str = Field(description="`common`, `axis 1`, `axis 2` …: what tables call it.")
     name: str = Field(description="Of what scores high; `unnamed` where no feature of text says it.")
     share: float = Field(description="Of the variance of rewards over items, averaged over users.")
     leaning: Leaning | None = Field(
@@ -66,6 +67,40 @@ class Basis(Part):
     top: list[ScoredItem] = Field(description="Highest first.")
     bottom: list[ScoredItem] = Field(description="Lowest first.")
     contrasts: list[Contrast] = Field(description="Purest first.")
+
+
+class Match(Part):
+    """A basis, and the one of an earlier bundle that orders items most like it."""
+
+    basis: str = Field(description="Its title.")
+    earlier: str = Field(
+        description="The title of that one, where the earlier bundle is described by this run."
+    )
+    correlation: float = Field(
+        description="Of their scores; an axis may have turned around, which is no drift."
+    )
+
+
+class Move(Part):
+    """An item that the average user likes better, or less, than before."""
+
+    before: float = Field(description="The score that it had.")
+    now: ScoredItem
+
+
+class Drift(Part):
+    """What a bundle says otherwise than an earlier one, of users that both know."""
+
+    against: str = Field(description="The earlier bundle.")
+    users: int = Field(description="Users whom both keep: a sample of at most 1,000.")
+    pairs: int = Field(description="Pairs of responses to one prompt.")
+    agreement: list[float] = Field(
+        description="Of each of these users, least first: the share of pairs that both bundles order alike."
+    )
+    average: float = Field(description="The same for the average of these users.")
+    bases: list[Match]
+    rose: list[Move] = Field(description="By the average of these users; most first.")
+    fell: list[Move]
 
 
 class Description(Part):
@@ -79,3 +114,4 @@ class Description(Part):
     rest: float = Field(description="Share of the axes that are too small to be described.")
     notes: list[str] = Field(description="How to read this, in sentences.")
     bases: list[Basis]
+    drift: Drift | None = Field(default=None, description="Null where no earlier bundle was named.")

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypref.checkpoint import Bundle
+from raypref.checkpoint import Bundle, identify
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
-from raypref.describe.axes import Axes, doubts, principal_axes, rewards
+from raypref.describe.axes import Axes, doubts, item_features, principal_axes, rewards, sample_users
 from raypref.describe.correlation import QUANTILE, correlate, rank_features
+from raypref.describe.drift import measure_drift
 from raypref.describe.features import measure
 from raypref.describe.result import (
     UNNAMED,
@@ -29,13 +30,11 @@ from raypref.errors import InputError
 from raypref.methods.base import RewardModel
 from raypref.schema import require_embedder
 
-MOST_USERS = 1_000
-ROWS_PER_PASS = 4096
 LEANING_PAIRS = 16
 """Contrasts by which users are counted as for or against a basis."""
 
 
-def describe(config: RunConfig, directory: Path, top: int = 3) -> Description:
+def describe(config: RunConfig, directory: Path, top: int = 3, against: Path | None = None) -> Description:
     """Describe a bundle by the items, the texts and the comparisons of a run.
 
     Samples are named by hashes and fixed seeds: the same bundle and run give the same description.
@@ -44,18 +43,22 @@ def describe(config: RunConfig, directory: Path, top: int = 3) -> Description:
         config: of the run; without `input.path` items have numbers and no texts.
         directory: of the bundle.
         top: items at either end of a basis, and contrasts.
+        against: an earlier bundle, from which it may have drifted.
 
     Raises:
-        InputError: the bundle keeps no users, or rewards nothing.
-        MismatchError: bundle, items, texts and comparisons do not belong together.
+        InputError: a bundle keeps no users, or rewards nothing; the two share no users.
+        MismatchError: bundles, items, texts and comparisons do not belong together.
     """
-    bundle, items = Bundle.load(directory), ItemTable.open(config.items_dir)
-    require_embedder(items.metadata.embedder, bundle.info.embedder, config.items_dir)
-    if not bundle.users.num_rows:
-        raise InputError(
-            f"{directory}: keeps no users' vectors, so nothing says in what users differ; describe a bundle "
-            "that was trained with its users."
-        )
+    items = ItemTable.open(config.items_dir)
+    bundles: list[Bundle] = []
+    for place in (directory,) if against is None else (directory, against):
+        bundles.append(Bundle.load(place))
+        require_embedder(items.metadata.embedder, bundles[-1].info.embedder, config.items_dir)
+        if not bundles[-1].users.num_rows:
+            raise InputError(
+                f"{place}: keeps no users' vectors, so nothing says in what users differ; name a bundle that "
+                "was trained with its users."
+            )
     if config.input.path is not None:
         sample = sample_texts(config.input, items)
     else:
@@ -63,18 +66,18 @@ def describe(config: RunConfig, directory: Path, top: int = 3) -> Description:
         if tables is not None:
             tables.require_items(items)
         sample = sample_rows(items, tables)
-    return _describe(bundle, items.with_prompts(bundle.info.method.needs_prompts), sample, top)
+    found, axes = _describe(bundles[0], items, sample, top)
+    if against is None:
+        return found
+    name = "@".join(identify(against, bundles[1].info))
+    drift = measure_drift(name, bundles[1], bundles[0], items, sample, axes, top)
+    return found.model_copy(update={"drift": drift})
 
 
 @torch.no_grad()
-def _describe(bundle: Bundle, items: ItemTable, sample: Sample, top: int) -> Description:
-    model, user_UZ = bundle.model, _users(bundle)
-    item_NF = torch.cat(
-        [
-            model.item(torch.from_numpy(items.gather(sample.row_N[first : first + ROWS_PER_PASS])))
-            for first in range(0, len(sample.row_N), ROWS_PER_PASS)
-        ]
-    )
+def _describe(bundle: Bundle, items: ItemTable, sample: Sample, top: int) -> tuple[Description, Axes]:
+    model, user_UZ = bundle.model, sample_users(bundle)
+    item_NF = item_features(bundle, items, sample.row_N)
     axes = principal_axes(rewards(model, item_NF, user_UZ), sample.group_N)
     bases = len(axes.share_K)
     features: list[list[Correlation]] = [[] for _ in range(bases)]
@@ -91,6 +94,7 @@ def _describe(bundle: Bundle, items: ItemTable, sample: Sample, top: int) -> Des
         found.append(
             Basis(
                 kind="common" if common else "axis",
+                title=axes.titles[basis],
                 name=names[basis],
                 share=round(float(axes.share_K[basis]), 4),
                 leaning=_leaning(model, item_NF, user_UZ, pure_M2, common),
@@ -108,7 +112,7 @@ def _describe(bundle: Bundle, items: ItemTable, sample: Sample, top: int) -> Des
                 ],
             )
         )
-    return Description(
+    description = Description(
         method=bundle.info.method.type,
         users=len(user_UZ),
         items=len(sample.row_N),
@@ -118,13 +122,7 @@ def _describe(bundle: Bundle, items: ItemTable, sample: Sample, top: int) -> Des
         notes=_notes(bundle.info.method.type, axes, sample),
         bases=found,
     )
-
-
-def _users(bundle: Bundle) -> Tensor:
-    """Return the vectors of a sample of the bundle's users, in row order."""
-    chosen = np.sort(np.random.default_rng(0).permutation(bundle.users.num_rows)[:MOST_USERS])
-    vectors = bundle.users["vector"].take(chosen).to_pylist()
-    return torch.tensor(vectors, dtype=torch.float32).reshape(len(chosen), -1)
+    return description, axes
 
 
 def _scored(sample: Sample, score_N: np.ndarray, at: int) -> ScoredItem:

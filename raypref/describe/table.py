@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from raypref.describe.result import Basis, Contrast, Description, ScoredItem
+from raypref.describe.result import Basis, Contrast, Description, Drift, ScoredItem
 
 WIDTH = 110
 SHOWN_FEATURES = 4
@@ -18,28 +18,35 @@ def text_table(description: Description) -> str:
     for note in description.notes:
         lines += textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="  ")
     lines += ["", f"{'basis':<9}{'share':>6}{'for':>7}{'against':>9}{'undecided':>11}  name"]
-    titles = _titles(description.bases)
-    for title, basis in zip(titles, description.bases, strict=True):
+    for basis in description.bases:
         leaning = basis.leaning
         counts = [leaning.positive, leaning.negative, leaning.undecided] if leaning else ["-"] * 3
         figures = "".join(f"{count:>{width}}" for count, width in zip(counts, (7, 9, 11), strict=True))
-        lines.append(f"{title:<9}{basis.share:6.3f}{figures}  {basis.name}")
+        lines.append(f"{basis.title:<9}{basis.share:6.3f}{figures}  {basis.name}")
     lines.append(f"{'rest':<9}{description.rest:6.3f}")
-    for title, basis in zip(titles, description.bases, strict=True):
-        lines += ["", f"{title}: {basis.name}", *_features(basis)]
+    for basis in description.bases:
+        lines += ["", f"{basis.title}: {basis.name}", *_features(basis)]
         lines += [*_items("highest", basis.top), *_items("lowest", basis.bottom)]
         for contrast in basis.contrasts:
             lines += _contrast(contrast)
+    if description.drift is not None:
+        lines += ["", *_drift(description.drift)]
     return "\n".join(lines)
 
 
-def _titles(bases: Iterable[Basis]) -> list[str]:
-    titles: list[str] = []
-    axes = 0
-    for basis in bases:
-        axes += basis.kind == "axis"
-        titles.append("common" if basis.kind == "common" else f"axis {axes}")
-    return titles
+def _drift(drift: Drift) -> list[str]:
+    low, half = (drift.agreement[int(share * (drift.users - 1))] for share in (0.1, 0.5))
+    lines = [
+        f"since {drift.against}, for {drift.users} users of both, over {drift.pairs} pairs of responses:",
+        f"  ordered as before: at least {100 * half:.1f} % for half of the users, at most {100 * low:.1f} % "
+        f"for a tenth; {100 * drift.average:.1f} % for their average",
+    ]
+    lines += [f"  {match.basis:<9}was {match.earlier:<9}{match.correlation:+6.2f}" for match in drift.bases]
+    for title, moves in (("rose", drift.rose), ("fell", drift.fell)):
+        lines += [
+            f"  {title:<5}{move.before:+6.2f} → {move.now.score:+.2f}  {_short(move.now)}" for move in moves
+        ]
+    return lines
 
 
 def _features(basis: Basis) -> list[str]:

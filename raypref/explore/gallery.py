@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from raypref.checkpoint import Bundle
+from raypref.checkpoint import Bundle, identify
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.rows import Text
 from raypref.data.sources import iter_texts, render
 from raypref.describe.result import Description
 from raypref.describe.run import describe
+from raypref.describe.sample import LOOKUP_TEXTS
 from raypref.errors import ConfigError, InputError
 from raypref.evaluate.landscape import Ellipse, Point, ellipse, point, principal
 from raypref.schema import content_hash, require_embedder
@@ -60,18 +62,24 @@ class Population(Section):
 class Gallery(Section):
     """What `gallery.json` holds."""
 
-    method: str
+    model: str = Field(description="Id of the bundle that it is of, as a service calls it.")
     questions: list[Question]
     population: Population | None = Field(description="Null where the method has no map.")
     description: Description
 
 
-def make_gallery(config: RunConfig, directory: Path) -> Gallery:
+def make_gallery(config: RunConfig, directory: Path, against: Path | None = None) -> Gallery:
     """Return the gallery of a bundle, with the texts of a run's input; the same every time.
+
+    Args:
+        config: of the run.
+        directory: of the bundle.
+        against: an earlier bundle, to tell what drifted since.
 
     Raises:
         ConfigError: the run names no input.
-        InputError: no prompt of the input has two responses in the items table.
+        InputError: no prompt of the input has two responses in the items table; a bundle keeps no users, or
+            the two share none.
         MismatchError: bundle, items and texts do not belong together.
     """
     if config.input.path is None:
@@ -82,10 +90,10 @@ def make_gallery(config: RunConfig, directory: Path) -> Gallery:
     if not questions:
         raise InputError(f"{config.input.path}: no prompt has two responses in {config.items_dir}.")
     return Gallery(
-        method=bundle.info.method.type,
+        model="@".join(identify(directory, bundle.info)),
         questions=questions,
         population=_population(bundle),
-        description=describe(config, directory),
+        description=describe(config, directory, against=against),
     )
 
 
@@ -93,11 +101,13 @@ def _questions(config: RunConfig, items: ItemTable) -> list[Question]:
     """Return prompts by the hash of their text, each with its first responses."""
     template = items.metadata.embedder.template
     found: dict[str, list[Shown]] = defaultdict(list)
-    for prompt, response in iter_texts(config.input):
-        item = int(items.rows_of([content_hash(render(template, prompt, response))])[0])
-        held = found[_plain(prompt)]
-        if item >= 0 and len(held) < RESPONSES:
-            held.append(Shown(item=item, text=_plain(response)))
+    texts = iter_texts(config.input)
+    while chunk := list(islice(texts, LOOKUP_TEXTS)):
+        hashes = [content_hash(render(template, prompt, response)) for prompt, response in chunk]
+        for item, (prompt, response) in zip(items.rows_of(hashes).tolist(), chunk, strict=True):
+            held = found[_plain(prompt)]
+            if item >= 0 and len(held) < RESPONSES:
+                held.append(Shown(item=item, text=_plain(response)))
     several = [prompt for prompt, held in found.items() if len(held) > 1]
     chosen = sorted(several, key=content_hash)[:PROMPTS]
     return [Question(prompt=prompt, responses=found[prompt]) for prompt in chosen]

@@ -15,7 +15,9 @@ GALLERY = "gallery.json"
 SERVICE = "serve.yaml"
 
 
-def prepare(config: RunConfig, bundle: Path, store: str, port: int, texts: bool) -> Path:
+def prepare(
+    config: RunConfig, bundle: Path, store: str, port: int, texts: bool, against: Path | None = None
+) -> Path:
     """Write DIR/explore with the gallery and a Serve configuration; return the configuration.
 
     Args:
@@ -24,12 +26,13 @@ def prepare(config: RunConfig, bundle: Path, store: str, port: int, texts: bool)
         store: of the people who look.
         port: where the service listens, on this machine only.
         texts: whether new text is embedded too, as the run says.
+        against: an earlier bundle; the page tells what drifted since.
 
     Raises:
         ConfigError, InputError, MismatchError: see `make_gallery`.
     """
     home = config.dir / "explore"
-    files.write_text(home / GALLERY, make_gallery(config, bundle).model_dump_json() + "\n")
+    files.write_text(home / GALLERY, make_gallery(config, bundle, against).model_dump_json() + "\n")
     args: dict[str, Any] = {
         "bundle": str(bundle),
         "items": str(config.items_dir),

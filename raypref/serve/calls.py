@@ -113,6 +113,7 @@ class Suggested:
     gain_N: np.ndarray
     """Nats."""
     probability_N: np.ndarray
+    std_N: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -142,10 +142,9 @@ def suggest(judge: Judge, users: Users, call: Suggest) -> Suggested:
         raise WireError(
             422, f"{judge.id} keeps no posterior of users, so no answer is worth more than another.", "model"
         )
-    gain_N, probability_N = found
-    if not (np.isfinite(gain_N).all() and np.isfinite(probability_N).all()):
+    if not all(np.isfinite(part_N).all() for part_N in found):
         raise WireError(422, "a gain is not finite: the embeddings are too large.", "pairs")
-    return Suggested(judge.id, standing.version, standing.shots, gain_N, probability_N)
+    return Suggested(judge.id, standing.version, standing.shots, *found)
 
 
 def require_model(judge: Judge, asked: str | None) -> None:

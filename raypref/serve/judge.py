@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypref import files
-from raypref.checkpoint import MANIFEST, Bundle
+from raypref.checkpoint import Bundle, identify
 from raypref.data.items import ItemTable
 from raypref.errors import MismatchError
 from raypref.methods.base import RewardModel
@@ -59,7 +58,6 @@ class Judge:
             MismatchError: the items table was made by another embedder, or lacks what the method needs.
         """
         self.fingerprint = fingerprint
-        """First 12 digits of the manifest's sha256: equal bundles, and only they, are equal."""
         self.id = f"{name}@{fingerprint}"
         self.info = bundle.info
         self.loaded_s = time.time()
@@ -79,7 +77,7 @@ class Judge:
 
     @classmethod
     def load(cls, directory: Path, items: ItemTable | None) -> Judge:
-        """Read and verify a bundle; its name is its folder's, or the method's where that is `bundle`.
+        """Read and verify a bundle.
 
         Raises:
             InputError: there is no bundle.
@@ -87,9 +85,7 @@ class Judge:
             MismatchError: another version wrote it, or it does not belong to the items table.
         """
         bundle = Bundle.load(directory)
-        folder = directory.resolve().name
-        name = bundle.info.method.type if folder == "bundle" else folder
-        return cls(name, files.sha256(directory / MANIFEST)[:12], bundle, items)
+        return cls(*identify(directory, bundle.info), bundle, items)
 
     def require_successor(self, other: Judge) -> None:
         """Raise MismatchError where `other` could not read the comparisons that are kept for this one."""
@@ -182,8 +178,8 @@ class Judge:
     @torch.inference_mode()
     def gains(
         self, chosen_NF: Tensor, rejected_NF: Tensor, user_Z: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return gain_N (nats) and probability_N of asking a user about pairs.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return gain_N (nats), probability_N and std_N (of the difference) of asking a user about pairs.
 
         None where the method keeps no posterior that an answer could narrow.
         """
@@ -192,8 +188,9 @@ class Judge:
         doubt_1N, margin = self._model.doubt(*pair), self._model.margin(*pair)
         if doubt_1N is None:
             return None
-        gain_1N = information_gain(margin.mean_BN, doubt_1N.clamp_min(0.0))
-        return gain_1N[0].numpy(), margin.probability_BN()[0].numpy()
+        doubt_1N = doubt_1N.clamp_min(0.0)
+        gain_1N = information_gain(margin.mean_BN, doubt_1N)
+        return gain_1N[0].numpy(), margin.probability_BN()[0].numpy(), doubt_1N[0].sqrt().numpy()
 
     @torch.inference_mode()
     def place(self, user_Z: np.ndarray) -> Landscape | None:

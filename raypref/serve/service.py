@@ -158,6 +158,7 @@ class Service:
                     index=int(index),
                     gain=float(found.gain_N[index]),
                     probability=float(found.probability_N[index]),
+                    std=float(found.std_N[index]),
                 )
                 for index in best
             ],

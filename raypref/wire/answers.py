@@ -112,6 +112,9 @@ class Suggestion(Answer):
     index: int = Field(description="Its place in the request.")
     gain: float = Field(description="Expected information that the answer gives about the user, nats.")
     probability: float = Field(description="That the user prefers chosen to rejected, as far as is known.")
+    std: float = Field(
+        description="Standard deviation of the difference of their rewards that more answers can narrow."
+    )
 
 
 class SuggestAnswer(Answer):

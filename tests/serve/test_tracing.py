@@ -325,8 +325,10 @@ def test_a_collector_in_trouble_costs_requests_nothing(
             begun_s = time.perf_counter()
             service.ask("POST", "/v1/score", scoring(user="ann"))
             spent.append(time.perf_counter() - begun_s)
-    assert statistics.median(seconds[local]) < 2 * statistics.median(seconds[plain]) + 1e-3
-    assert max(seconds[local]) < max(seconds[plain]) + 0.5
+    # Whoever waits for a collector waits with every request once the queue is full, not with one of a hundred.
+    halves, slow = ([statistics.quantiles(spent, n=20)[at] for spent in seconds.values()] for at in (9, 18))
+    assert halves[1] < 2 * halves[0] + 1e-3
+    assert slow[1] < 2 * slow[0] + 0.1
     release.set()
     plain.close()
     local.close()
