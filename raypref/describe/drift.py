@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -67,20 +66,17 @@ def measure_drift(
 
 def _shared_users(name: str, before: Bundle, after: Bundle) -> tuple[Tensor, Tensor]:
     """Return the vectors that either bundle keeps of the same users, by their ids."""
-    both = after.users.select(["user_id", "vector"]).join(
-        before.users.select(["user_id", "vector"]), "user_id", join_type="inner", right_suffix="_before"
-    )
-    if not both.num_rows:
+    place = {user: row for row, user in enumerate(before.users["user_id"].to_pylist())}
+    place_U = np.array([place.get(user, -1) for user in after.users["user_id"].to_pylist()], np.int64)
+    row_U = np.flatnonzero(place_U >= 0)
+    if not len(row_U):
         raise InputError(
             f"{name}: keeps none of the users that the bundle keeps, so nobody says what drifted."
         )
-    chosen = np.sort(np.random.default_rng(0).permutation(both.num_rows)[:MOST_USERS])
-    both = both.sort_by("user_id").take(chosen)
-    return _vectors(both["vector_before"]), _vectors(both["vector"])
-
-
-def _vectors(column: pa.ChunkedArray) -> Tensor:
-    return torch.tensor(column.to_pylist(), dtype=torch.float32)
+    row_U = np.sort(np.random.default_rng(0).permutation(row_U)[:MOST_USERS])
+    chosen = (before, place_U[row_U]), (after, row_U)
+    vectors = [bundle.users["vector"].take(rows).to_pylist() for bundle, rows in chosen]
+    return torch.tensor(vectors[0], dtype=torch.float32), torch.tensor(vectors[1], dtype=torch.float32)
 
 
 def _agreement(before_N: np.ndarray, after_N: np.ndarray, pair_M2: np.ndarray) -> float:

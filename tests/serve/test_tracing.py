@@ -325,7 +325,7 @@ def test_a_collector_in_trouble_costs_requests_nothing(
             begun_s = time.perf_counter()
             service.ask("POST", "/v1/score", scoring(user="ann"))
             spent.append(time.perf_counter() - begun_s)
-    # Whoever waits for a collector waits with every request once the queue is full, not with one of a hundred.
+    # Whoever waits for a collector waits with every request once the queue is full, not with one in 100.
     halves, slow = ([statistics.quantiles(spent, n=20)[at] for spent in seconds.values()] for at in (9, 18))
     assert halves[1] < 2 * halves[0] + 1e-3
     assert slow[1] < 2 * slow[0] + 0.1

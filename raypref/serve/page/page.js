@@ -5,12 +5,15 @@ const CONTRASTS = 3; // by which a leaning is told
 const DEVIATIONS = 1.96;
 
 const at = (id) => document.getElementById(id);
+const BINS = 16; // of a histogram
 const state = { gallery: null, model: null, user: name(), answered: [], pair: null, skipped: new Set(), busy: false };
 
 // `crypto.randomUUID` is there on this machine and over https only.
 function drawn() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
+
+const fingerprint = (model) => model.split("@")[1];
 
 const pairOf = (one, other) => `${Math.min(one, other)}-${Math.max(one, other)}`;
 
@@ -168,6 +171,7 @@ async function next() {
 async function show() {
   const known = await call("GET", `v1/users/${state.user}`);
   at("undo").disabled = !state.answered.length;
+  at("stale").hidden = fingerprint(known.model) === fingerprint(state.gallery.model);
   map(known);
   await Promise.all([leanings(), ranking()]);
   say(known.shots === 0 ? "Nothing is known of you yet." : `${known.shots} answer${known.shots > 1 ? "s" : ""} so far.`);
@@ -253,6 +257,7 @@ function map(known) {
   at("map").hidden = !held || !known.weights;
   if (at("map").hidden) {
     at("map-text").textContent = "This method has no map of people.";
+    certainty(held?.ellipses);
     return;
   }
   const me = project(known.weights, known.std);
@@ -267,7 +272,9 @@ function map(known) {
   at("map").append(svg("circle", { class: "self", cx: x, cy: y, r: 5 }));
   const size = me.major === undefined ? "" : ` Your position is known to within ${me.major.toFixed(2)}.`;
   at("map").dataset.major = me.major ?? "";
-  at("map-text").textContent = `You among ${held.users.length} people that the model was trained on${held.bases ? ", rings are its bases" : ""}.${size}`;
+  const near = held.bases && known.nearest.length ? ` Nearest to ring ${known.nearest.map(({ basis }) => basis + 1).join(", then ")}.` : "";
+  at("map-text").textContent = `You among ${held.users.length} people that the model was trained on${held.bases ? ", rings are its bases" : ""}.${near}${size}`;
+  certainty(held.ellipses, me.major);
 }
 
 // Bars: a mean with what it is known to within.
@@ -283,6 +290,19 @@ function bar(mean, std, limit) {
 
 const numbers = (mean, std) => `${mean >= 0 ? "+" : "−"}${Math.abs(mean).toFixed(2)}${std ? ` ± ${(DEVIATIONS * std).toFixed(2)}` : ""}`;
 
+// What is not known yet of the person's margin for each contrast; null where the method does not say.
+async function spreads(contrasts) {
+  if (!state.model.uncertain) return null;
+  const pairs = contrasts.map(({ higher, lower }) => ({ chosen: { item: higher.item }, rejected: { item: lower.item } }));
+  const suggested = await suggest({ user: state.user, pairs, top: pairs.length });
+  if (!suggested) return null;
+  const stds = new Array(pairs.length);
+  for (const { index, std } of suggested.data) stds[index] = std;
+  return stds;
+}
+
+const titleOf = ({ title }) => (title === "common" ? "What all share" : title.replace("axis", "Direction"));
+
 async function leanings() {
   const axes = state.gallery.description.bases.filter((basis) => basis.kind === "axis" && basis.contrasts.length).slice(0, 4);
   const contrasts = axes.map((basis) => basis.contrasts.slice(0, CONTRASTS));
@@ -291,23 +311,23 @@ async function leanings() {
     at("leanings").replaceChildren(html("li", "This model says the same of everybody."));
     return;
   }
-  state.everybodys ??= (await score(candidates)).data[0].mean;
-  const mine = (await score(candidates, { user: state.user })).data[0];
+  const [everybodys, mine] = (await Promise.all([score(candidates), score(candidates, { user: state.user })])).map(({ data }) => data[0].mean);
+  const stds = await spreads(contrasts.flat());
   const gaps = contrasts.flat().map((_, place) => {
     const [high, low] = [2 * place, 2 * place + 1];
-    const mean = mine.mean[high] - mine.mean[low] - (state.everybodys[high] - state.everybodys[low]);
-    return { mean, std: mine.std ? Math.hypot(mine.std[high], mine.std[low]) : 0 };
+    return { mean: mine[high] - mine[low] - (everybodys[high] - everybodys[low]), std: stds?.[place] ?? 0 };
   });
   const average = (some, what) => some.reduce((sum, gap) => sum + gap[what], 0) / some.length;
   const rows = axes.map((basis, place) => {
     const own = gaps.splice(0, contrasts[place].length);
+    // The error of an average is at most the average of the errors.
     return { basis, shown: contrasts[place][0], mean: average(own, "mean"), std: average(own, "std") };
   });
   const limit = Math.max(1, ...rows.map((row) => Math.abs(row.mean) + DEVIATIONS * row.std));
   at("leanings").replaceChildren(
-    ...rows.map(({ basis, shown, mean, std }, place) => {
+    ...rows.map(({ basis, shown, mean, std }) => {
       const item = html("li");
-      const title = basis.name === "unnamed" ? `Direction ${place + 1}` : basis.name;
+      const title = basis.name === "unnamed" ? titleOf(basis) : basis.name;
       item.append(html("strong", `${title}: ${numbers(mean, std)}`), bar(mean, std, limit));
       item.append(html("p", `more: ${shown.higher.text ?? `item ${shown.higher.item}`}`, "hint"));
       item.append(html("p", `less: ${shown.lower.text ?? `item ${shown.lower.item}`}`, "hint"));
@@ -362,36 +382,75 @@ function population() {
     at("all-map").replaceChildren();
     dots(at("all-map"), frame([...held.users, ...(held.bases ?? [])]));
   }
-  certainty(held?.ellipses);
   at("bases").replaceChildren(...description.bases.map(basisOf));
+  drift(description.drift);
   at("notes").replaceChildren(...description.notes.map((note) => html("li", note)));
 }
 
-function certainty(ellipses) {
-  at("certain").hidden = !ellipses;
+// Counts of values from 0 to most, as bars and as a table.
+function histogram(id, values, most, mark) {
+  const counts = new Array(BINS).fill(0);
+  const binOf = (value) => Math.min(BINS - 1, Math.floor((BINS * value) / (most || 1)));
+  for (const value of values) counts[binOf(value)]++;
+  const highest = Math.max(...counts);
+  const width = 316 / BINS;
+  const bars = counts.map((count, place) => {
+    const height = (110 * count) / highest;
+    return svg("rect", { class: "bar", x: 2 + place * width, y: 120 - height, width: width - 1.8, height });
+  });
+  if (mark !== undefined) {
+    const x = 2 + 316 * Math.min(1, mark / (most || 1));
+    bars.push(svg("line", { class: "self-mark", x1: x, x2: x, y1: 4, y2: 120 }));
+  }
+  at(id).replaceChildren(...bars);
+  const rows = counts.map((count, place) => {
+    const row = html("tr");
+    row.append(html("td", `${((place * most) / BINS).toFixed(2)} to ${(((place + 1) * most) / BINS).toFixed(2)}`), html("td", count));
+    return row;
+  });
+  at(`${id}-rows`).replaceChildren(...rows);
+}
+
+function certainty(ellipses, mine) {
+  at("certain").hidden = at("certain-table").hidden = !ellipses;
   if (!ellipses) {
     at("certain-text").textContent = "This method does not say how well it knows people.";
     return;
   }
   const sizes = ellipses.map((one) => one.major);
-  const most = Math.max(...sizes) || 1;
-  const counts = new Array(16).fill(0);
-  for (const size of sizes) counts[Math.min(15, Math.floor((16 * size) / most))]++;
-  const highest = Math.max(...counts);
-  at("certain").replaceChildren(
-    ...counts.map((count, place) =>
-      svg("rect", { class: "bar", x: 2 + place * 19.8, y: 120 - (110 * count) / highest, width: 18, height: (110 * count) / highest }),
-    ),
-  );
+  const most = Math.max(...sizes);
+  histogram("certain", sizes, Math.max(most, mine ?? 0), mine);
   const sorted = [...sizes].sort((one, other) => one - other);
-  at("certain-text").textContent = `Left: well known. Half of them to within ${sorted[sorted.length >> 1].toFixed(2)}, the least known to within ${most.toFixed(2)}.`;
+  at("certain-text").textContent = `Left: well known. Half of them to within ${sorted[sorted.length >> 1].toFixed(2)}, the least known to within ${most.toFixed(2)}.${mine === undefined ? "" : ` The line is you, ${mine.toFixed(2)}.`}`;
 }
 
-function basisOf(basis, place) {
+function drift(found) {
+  at("drift").hidden = !found;
+  if (!found) return;
+  const percent = (share) => `${Math.round(100 * share)} %`;
+  const half = found.agreement[(found.users - 1) >> 1];
+  at("drift-text").textContent =
+    `Since ${found.against}: of ${found.pairs} pairs of answers, at least ${percent(half)} are ordered as before for half of the ` +
+    `${found.users} people that both models know; ${percent(found.average)} for their average.`;
+  histogram("agree", found.agreement, 1);
+  at("matches").replaceChildren(
+    ...found.bases.map(({ basis, earlier, correlation }) => {
+      const row = html("tr");
+      row.append(html("td", titleOf({ title: basis })), html("td", titleOf({ title: earlier })), html("td", numbers(correlation)));
+      return row;
+    }),
+  );
+  for (const side of ["rose", "fell"]) {
+    at(side).replaceChildren(
+      ...found[side].map(({ before, now }) => html("li", `${numbers(before)} → ${numbers(now.score)}: ${now.text ?? `item ${now.item}`}`)),
+    );
+  }
+}
+
+function basisOf(basis) {
   const article = html("article");
   const named = basis.name === "unnamed" ? "no name, see the texts" : basis.name;
-  const title = `${basis.kind === "common" ? "What all share" : `Direction ${place}`}: ${named}`;
-  article.append(html("h3", `${title} (${Math.round(100 * basis.share)} %)`));
+  article.append(html("h3", `${titleOf(basis)}: ${named} (${Math.round(100 * basis.share)} %)`));
   const leaning = basis.leaning;
   if (leaning) article.append(html("p", `${leaning.positive} for, ${leaning.negative} against, ${leaning.undecided} undecided`, "hint"));
   const list = html("dl");
