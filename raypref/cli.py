@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import select
 import shutil
 import sys
 import textwrap
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED = 141
+"""As of a program that is killed by SIGPIPE: whoever read the output has gone."""
 
 NAME_WIDTH = 20
 TEXT_WIDTH = 110
@@ -28,10 +31,17 @@ NO_BREAK = "\u00a0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for what a user can put right, or 130 when interrupted."""
+    """Run one command; return 0, 2 for what a user can put right, 130 when interrupted, 141 when unread."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        # The interpreter flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED
     except RayprefError as error:
         print(f"raypref: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -39,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("raypref: interrupted; nothing half-written was left.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _unread() -> bool:
+    """Return whether it is the output that is a broken pipe."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:

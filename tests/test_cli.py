@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raypref.cli import NAME_WIDTH, NO_BREAK, TEXT_WIDTH, main
+from raypref.cli import EXIT_CLOSED, NAME_WIDTH, NO_BREAK, TEXT_WIDTH, main
 from raypref.methods import METHODS
 from tests.conftest import REPOSITORY
 
@@ -84,6 +85,15 @@ def test_methods_lists_every_method_with_its_settings(capsys: pytest.CaptureFixt
         "context Fewest and most comparisons a user's context may hold in training. [[0 ≤ int, 0 ≤ int]]",
     ):
         assert told in out
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*RUN, "methods"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.returncode == EXIT_CLOSED
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(("columns", "width"), [(60, 60), (80, 80), (400, TEXT_WIDTH)])

@@ -217,6 +217,7 @@ class PublishedLoRe(LinearRewardModel):
     fixed draw of N(0, 1). A user without comparisons gets the mean of the seen users' weights.
     """
 
+    uncertain = False
     user_rows = ("logits_UK",)
 
     start_K: Tensor
@@ -257,8 +258,7 @@ class PublishedLoRe(LinearRewardModel):
 
     def reward(self, item_BNF: Tensor, user_BZ: Tensor) -> Reward:
         """Return f·w, with no variance: a point estimate knows no doubt."""
-        mean_BN = (item_BNF @ user_BZ.unsqueeze(-1)).squeeze(-1)
-        return Reward(mean_BN, torch.zeros_like(mean_BN))
+        return Reward((item_BNF @ user_BZ.unsqueeze(-1)).squeeze(-1))
 
     def loss(self, episodes: Episodes, progress: float) -> Loss:
         """Return the mean over users of each user's mean negative log-likelihood."""

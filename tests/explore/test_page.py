@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,29 +17,13 @@ import pytest
 
 from raypref.config import RunConfig
 from tests.conftest import terminal_signals
-from tests.explore.world import embeddings, grow, tastes
+from tests.explore.conftest import quiet, settled
+from tests.explore.world import another, embeddings, grow, tastes
 from tests.serve.chaos.service import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 RUNS, ANSWERS = 20, 10
-ARGS = ["--no-sandbox", "--host-resolver-rules=MAP elsewhere.example 127.0.0.1"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = shutil.which("chromium")
-    if program is None:
-        message = "chromium is not installed (apt-get install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +31,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`raypref explore` as a process, with a bundle of a planted world."""
     folder = tmp_path_factory.mktemp("explore")
     config: RunConfig = grow(folder)
+    earlier = another(config, "earlier", type="bt", recipe={"steps": 10}).bundle_dir
     [port] = free_ports(1)
     command = [sys.executable, "-m", "raypref", "explore", "--port", str(port), "--set", f"dir={config.dir}"]
+    command += ["--against", str(earlier)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -87,19 +72,6 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     yield page
     context.close()
     assert wrong == []
-
-
-def settled(page: Any, status: str | re.Pattern[str]) -> None:
-    from playwright.sync_api import expect
-
-    expect(page.locator("#status")).to_have_text(status, timeout=30_000)
-
-
-def quiet(page: Any) -> None:
-    """Wait until the page has done what it was asked."""
-    from playwright.sync_api import expect
-
-    expect(page.locator("body")).not_to_have_attribute("aria-busy", "true", timeout=30_000)
 
 
 def answered(page: Any, count: int) -> None:
@@ -158,6 +130,15 @@ def test_the_population_is_shown(page: Any) -> None:
     page.locator("#show-all").click()
     assert page.locator("#all-map .user").count() > 50
     assert page.locator("#certain .bar").count() == 16
+    assert page.locator("#certain .self-mark").count() == 1
+    assert "The line is you" in page.locator("#certain-text").inner_text()
+    page.locator("#certain-table summary").click()
+    counts = [int(row.inner_text()) for row in page.locator("#certain-rows td:last-child").all()]
+    assert sum(counts) == page.locator("#all-map .user").count()
+    assert page.locator("#drift-text").inner_text().startswith("Since earlier@")
+    assert page.locator("#matches tr").count() == page.locator("#bases article").count()
+    assert page.locator("#rose li").count() == page.locator("#fell li").count() == 3
+    assert page.locator("#stale").is_hidden()
     assert page.locator("#bases article").count() >= 2
     assert page.locator("#me").is_hidden()
 

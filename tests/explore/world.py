@@ -63,10 +63,23 @@ def grow(folder: Path, **method: Any) -> RunConfig:
                 row = {"user_id": f"u{user}", "prompt": prompt, "chosen": chosen, "rejected": text(second)[1]}
                 file.write(json.dumps(row) + "\n")
     prepare(config)
+    fit(config)
+    return config
+
+
+def fit(config: RunConfig) -> None:
+    """Train the run's method on what lies in its folder, and write the bundle."""
     training = session(config, Shards())
     for _ in training.steps():
         pass
-    finish(config, ItemTable.open(config.items_dir), Tables.open(config.tables_dir), training.state).save(
-        config.bundle_dir
-    )
-    return config
+    items, tables = ItemTable.open(config.items_dir), Tables.open(config.tables_dir)
+    finish(config, items, tables, training.state).save(config.bundle_dir)
+
+
+def another(config: RunConfig, name: str, **method: Any) -> RunConfig:
+    """Train another method on the same people; its bundle lies at `name` of the run."""
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw |= {"method": method, "bundle": str(config.dir / name)}
+    changed = parse_config(raw, [], "test")
+    fit(changed)
+    return changed
