@@ -125,14 +125,20 @@ def read_info(directory: Path) -> BundleInfo:
         raise CorruptError(f"{path}: {error}") from error
 
 
-def identify(directory: Path, info: BundleInfo) -> tuple[str, str]:
-    """Return the name and the fingerprint of a bundle; name@fingerprint is what a service calls it.
+def name_of(directory: Path, info: BundleInfo) -> str:
+    """Return what reports call a bundle: its folder's name, or the method's where that is `bundle`.
 
-    The name is its folder's, or the method's where that is `bundle`; the fingerprint is the first 12 digits
-    of the manifest's sha256, so that equal bundles, and only they, have equal ones.
+    The hub's cache has a folder a commit, OWNER--NAME/snapshots/COMMIT; the name is the repository's.
     """
-    folder = directory.resolve().name
-    return info.method.type if folder == "bundle" else folder, files.sha256(directory / MANIFEST)[:12]
+    directory = directory.resolve()
+    if directory.parent.name == "snapshots":
+        return directory.parent.parent.name.rpartition("--")[2]
+    return info.method.type if directory.name == "bundle" else directory.name
+
+
+def fingerprint_of(directory: Path) -> str:
+    """Return the first 12 digits of the manifest's sha256: equal bundles, and only they, have equal ones."""
+    return files.sha256(directory / MANIFEST)[:12]
 
 
 def _read_users(path: Path) -> pa.Table:

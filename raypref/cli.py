@@ -218,7 +218,7 @@ def _add_serving(command: Callable[..., argparse.ArgumentParser]) -> None:
         if name in ("export", "import"):
             action.add_argument("file", type=Path, metavar="FILE")
         if name == "refresh":
-            action.add_argument("bundle", type=Path, metavar="BUNDLE")
+            action.add_argument("bundle", metavar="BUNDLE", help="folder or hf://OWNER/NAME")
             action.add_argument("--items", type=Path, help="items table that comparisons name rows of")
             action.add_argument("--half-life-days", type=float, help="as the service has it")
 
@@ -478,8 +478,7 @@ def _push(arguments: argparse.Namespace) -> None:
 
 def _bundle_name(directory: Path) -> str:
     """Return what a report calls a bundle."""
-    from raypref.checkpoint import read_info
-    from raypref.evaluate.run import name_of
+    from raypref.checkpoint import name_of, read_info
 
     return name_of(directory, read_info(directory))
 

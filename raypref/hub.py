@@ -118,6 +118,20 @@ def resolve(place: str) -> Path:
     return _fetch(place.removeprefix(SCHEME))
 
 
+def require_revision(place: str) -> str:
+    """Return the place of a bundle that is the same whenever it is read, as far as its revision is.
+
+    Raises:
+        ValueError: it is on the hub, without a revision.
+    """
+    if place.startswith(SCHEME) and not place.partition("@")[2]:
+        raise ValueError(
+            f"{place}: name a revision, {place}@REVISION, best a commit; replicas that start later would "
+            "otherwise serve what is pushed meanwhile"
+        )
+    return place
+
+
 def _fetch(named: str) -> Path:
     """Return the folder of the hub's cache that holds a bundle, verified."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,14 +39,18 @@ def run(hub: Hub, tmp_path: Path) -> Run:
     numbers = itertools.count()
 
     def run(
-        *arguments: object, token: str | None = TOKEN, endpoint: str = hub.url, cache: str | None = None
+        *arguments: object,
+        token: str | None = TOKEN,
+        endpoint: str = hub.url,
+        cache: str | None = None,
+        program: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         home = tmp_path / "caches" / (cache or str(next(numbers)))
         environment = kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         environment |= {"HF_TOKEN": token} if token else {}
         return subprocess.run(
-            [sys.executable, "-m", "raypref", *map(str, arguments)],
+            [sys.executable, *(("-c", program) if program else ("-m", "raypref")), *map(str, arguments)],
             env=environment,
             cwd=tmp_path,
             capture_output=True,
@@ -117,6 +122,32 @@ def test_users_are_pushed_when_asked_for_and_revisions_are_kept_apart(
     assert pq.read_table(tmp_path / "new/users.parquet").to_pylist() == [USER]
     assert run("pull", f"hf://me/versions@{first}", "-o", tmp_path / "old").returncode == 0
     assert pq.read_table(tmp_path / "old/users.parquet").num_rows == 0
+
+
+SERVE = """
+import asyncio, sys
+from raypref.serve.config import ServeConfig
+from raypref.serve.scorer import Scorer
+
+config = ServeConfig(bundle=sys.argv[1], store="memory:", open=True)
+scorer = Scorer(config.settings, config.bundle)
+asyncio.run(scorer.reconfigure({"bundle": config.bundle}))
+print(asyncio.run(scorer.describe()).model)
+"""
+
+
+def test_a_service_takes_a_revision_of_the_hub_and_nothing_that_may_change(
+    hub: Hub, run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    assert run("push", bundle, "me/served").returncode == 0
+    commit = list(hub.commits["me/served"])[-1]
+    served = run(f"hf://me/served@{commit}", program=SERVE)
+    assert served.returncode == 0, served.stderr
+    assert re.fullmatch(r"served@[0-9a-f]{12}\n", served.stdout)
+    drifting = run("hf://me/served", program=SERVE)
+    assert "name a revision, hf://me/served@REVISION" in drifting.stderr
+    absent = run("hf://me/served@v2", program=SERVE)
+    assert "has no such revision" in absent.stderr
 
 
 def test_what_the_hub_does_not_give_is_said_and_nothing_is_left(

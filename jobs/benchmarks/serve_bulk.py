@@ -194,9 +194,9 @@ def request_of(form: str, names: list[str], emb_ND: np.ndarray) -> tuple[bytes, 
 
 async def fill(bundle: Path, store: str, users: int) -> tuple[ServeConfig, Scorer, list[str]]:
     """Store users of a bundle who made some comparisons each, and return who serves them and their names."""
-    config = ServeConfig(bundle=bundle, store=store, open=True)
+    config = ServeConfig(bundle=str(bundle), store=store, open=True)
     scorer = Scorer(config.settings, config.bundle)
-    await scorer.reconfigure({"bundle": str(bundle)})
+    await scorer.reconfigure({"bundle": config.bundle})
     width = Judge.load(bundle, None).width
     random = np.random.default_rng(0)
     names = [f"user-{number}" for number in range(users)]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raypref import files
 from raypref.bestofn.questions import Questions, ask
-from raypref.checkpoint import Bundle
+from raypref.checkpoint import Bundle, name_of
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
@@ -24,7 +24,6 @@ from raypref.errors import ConfigError, InputError
 from raypref.evaluate.batches import ItemFeatures, encode, keyed_order
 from raypref.evaluate.canvas import label_ends, looks, picture
 from raypref.evaluate.protocol import frozen, require_together
-from raypref.evaluate.run import name_of
 from raypref.methods.base import RewardModel
 from raypref.metrics import Estimate, bootstrap
 from raypref.schema import require_embedder

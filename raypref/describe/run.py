@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypref.checkpoint import Bundle, identify
+from raypref.checkpoint import Bundle, fingerprint_of, name_of
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
@@ -69,7 +69,7 @@ def describe(config: RunConfig, directory: Path, top: int = 3, against: Path | N
     found, axes = _describe(bundles[0], items, sample, top)
     if against is None:
         return found
-    name = "@".join(identify(against, bundles[1].info))
+    name = f"{name_of(against, bundles[1].info)}@{fingerprint_of(against)}"
     drift = measure_drift(name, bundles[1], bundles[0], items, sample, axes, top)
     return found.model_copy(update={"drift": drift})
 

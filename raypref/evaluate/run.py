@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from raypref.checkpoint import Bundle, BundleInfo, library_versions
+from raypref.checkpoint import Bundle, library_versions, name_of
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
@@ -59,12 +59,6 @@ def evaluate_bundles(
     )
     write_report(config.report_dir, found, maps, meta)
     return found
-
-
-def name_of(directory: Path, info: BundleInfo) -> str:
-    """Return what a report calls a bundle: its folder's name, or the method's where that is `bundle`."""
-    name = directory.resolve().name
-    return info.method.type if name == "bundle" else name
 
 
 def summary(found: Mapping[str, Evaluation]) -> str:

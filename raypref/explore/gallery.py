@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from raypref.checkpoint import Bundle, identify
+from raypref.checkpoint import Bundle, fingerprint_of, name_of
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.rows import Text
@@ -90,7 +90,7 @@ def make_gallery(config: RunConfig, directory: Path, against: Path | None = None
     if not questions:
         raise InputError(f"{config.input.path}: no prompt has two responses in {config.items_dir}.")
     return Gallery(
-        model="@".join(identify(directory, bundle.info)),
+        model=f"{name_of(directory, bundle.info)}@{fingerprint_of(directory)}",
         questions=questions,
         population=_population(bundle),
         description=describe(config, directory, against=against),

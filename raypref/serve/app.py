@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from raypref import __version__
 from raypref.checkpoint import read_info
 from raypref.config import EmbedConfig
+from raypref.hub import resolve
 from raypref.schema import Embedder as EmbedderIdentity
 from raypref.serve.compat import compat_router
 from raypref.serve.config import ServeConfig, ServeSettings
@@ -124,12 +125,12 @@ def build(args: ServeConfig) -> Application:
     to it in place. A change of `args` starts them anew.
     """
     if args.embed is not None:
-        args = args.model_copy(update={"embed": matching(args.embed, read_info(args.bundle))})
+        args = args.model_copy(update={"embed": matching(args.embed, read_info(resolve(args.bundle)))})
     settings = args.settings
     scorer = _deployment(
         Scorer,
         name="Scorer",
-        user_config={"bundle": str(args.bundle)},
+        user_config={"bundle": args.bundle},
         max_ongoing_requests=4 * args.batch,
         max_queued_requests=8 * args.batch,
         autoscaling_config={

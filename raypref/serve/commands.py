@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
+from raypref.hub import resolve
 from raypref.serve.keys import create_key, revoke_key
 from raypref.serve.launch import serve_forever
 from raypref.serve.stores.base import Store
@@ -55,9 +55,9 @@ def users(arguments: Namespace) -> None:
 def _refresh(arguments: Namespace, store: Store) -> None:
     from raypref.serve.refresh import refresh
 
-    bundle: Path = arguments.bundle
+    bundle = resolve(arguments.bundle)
     with tqdm(unit=" users", disable=not sys.stderr.isatty()) as bar:
         count, failed = refresh(bundle, arguments.items, store, arguments.half_life_days, bar.update)
-    print(f"{bundle}: {count} users inferred, {len(failed)} could not be")
+    print(f"{arguments.bundle}: {count} users inferred, {len(failed)} could not be")
     for key, problem in failed[:10]:
         print(f"  {key.tenant}: {problem}")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from raypref.config import EmbedConfig, Section
+from raypref.hub import require_revision
 from raypref.serve.guard import Limits
 from raypref.serve.tracing import TracingConfig
 
 Seconds = PositiveFloat
+
+
+BundlePlace = Annotated[str, BeforeValidator(os.fspath), AfterValidator(require_revision)]
 
 
 class ServeSettings(Section):
@@ -87,12 +101,18 @@ class ServeSettings(Section):
         return self
 
 
+class ScorerConfig(Section):
+    """`user_config` of the Scorer: what its replicas change to in place."""
+
+    bundle: BundlePlace = Field(description="A bundle of the same embedder and width.")
+
+
 class ServeConfig(ServeSettings):
     """The application."""
 
-    bundle: Path = Field(
-        description="Trained bundle. Replicas swap to another one in place where the Scorer's `user_config` "
-        "names it; `raypref serve` does so on SIGHUP."
+    bundle: BundlePlace = Field(
+        description="Trained bundle, a folder or hf://OWNER/NAME@REVISION. Replicas swap to another one in "
+        "place where the Scorer's `user_config` names it; `raypref serve` does so on SIGHUP."
     )
 
     @property

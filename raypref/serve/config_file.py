@@ -13,7 +13,7 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 
 from raypref.config_file import apply_override, describe
 from raypref.errors import ConfigError
-from raypref.serve.config import ServeConfig
+from raypref.serve.config import ScorerConfig, ServeConfig
 
 BUILDER = "raypref.serve.app:build"
 
@@ -76,6 +76,11 @@ def _check(application: ServeApplicationSchema, where: str) -> None:
             raise ConfigError(
                 f"{where}: deployments: Scorer: memory: is for one replica; use sqlite:///FILE."
             )
+        if deployment.name == "Scorer" and "user_config" in deployment.model_fields_set:
+            try:
+                ScorerConfig.model_validate(deployment.user_config)
+            except ValidationError as error:
+                raise ConfigError(describe(error, f"{where}: deployments: Scorer: user_config")) from error
 
 
 def _most(deployment: DeploymentSchema) -> object:

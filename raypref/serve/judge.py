@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypref.checkpoint import Bundle, identify
+from raypref.checkpoint import Bundle, fingerprint_of, name_of
 from raypref.data.items import ItemTable
 from raypref.errors import MismatchError
 from raypref.methods.base import RewardModel
@@ -85,7 +85,7 @@ class Judge:
             MismatchError: another version wrote it, or it does not belong to the items table.
         """
         bundle = Bundle.load(directory)
-        return cls(*identify(directory, bundle.info), bundle, items)
+        return cls(name_of(directory, bundle.info), fingerprint_of(directory), bundle, items)
 
     def require_successor(self, other: Judge) -> None:
         """Raise MismatchError where `other` could not read the comparisons that are kept for this one."""

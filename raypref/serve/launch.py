@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from raypref.checkpoint import verify
 from raypref.errors import ConfigError, RayprefError
+from raypref.hub import resolve
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -173,7 +174,7 @@ def _read(path: Path, overrides: list[str]) -> ServeDeploySchema:
 
     config = read_serve_config(path, overrides)
     for application in applications(config):
-        verify(application.bundle)
+        verify(resolve(application.bundle))
     return config
 
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -16,6 +15,7 @@ import torch
 
 from raypref.data.items import ItemTable
 from raypref.errors import ConfigError, RayprefError
+from raypref.hub import resolve
 from raypref.serve import desk
 from raypref.serve.batching import Batcher, in_thread
 from raypref.serve.calls import (
@@ -56,7 +56,7 @@ class Scorer:
     neither holds up the replica's loop. While a thread works, requests gather: they are the next batch.
     """
 
-    def __init__(self, config: ServeSettings, bundle: Path) -> None:
+    def __init__(self, config: ServeSettings, bundle: str) -> None:
         """Open the store and the items table; `reconfigure` brings the bundle.
 
         Args:
@@ -89,12 +89,12 @@ class Scorer:
         serving on. A replica that has none yet begins with the application's: others were refused the same
         bundle, and there must be replicas that serve.
         """
-        directory = Path(user_config["bundle"])
+        place: str = user_config["bundle"]
         try:
-            self._judge, self._refused = await self._run(lambda: self._adopt(directory)), None
+            self._judge, self._refused = await self._run(lambda: self._adopt(place)), None
         except RayprefError as error:
             if self._judge is None:
-                if directory == self._bundle:
+                if place == self._bundle:
                     raise
                 self._judge = await self._run(lambda: self._adopt(self._bundle))
             self._refused = str(error)
@@ -102,9 +102,9 @@ class Scorer:
             return
         log.info("bundle %s serves", self._judge.id)
 
-    def _adopt(self, directory: Path) -> Judge:
-        """Return the bundle of a folder, if it can take over."""
-        judge = Judge.load(directory, self._items)
+    def _adopt(self, place: str) -> Judge:
+        """Return the bundle of a folder or of the hub, if it can take over."""
+        judge = Judge.load(resolve(place), self._items)
         if self._judge is not None:
             self._judge.require_successor(judge)
         embedder = judge.info.embedder.model_dump_json()
