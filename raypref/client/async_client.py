@@ -61,11 +61,12 @@ class AsyncClient:
         users: Sequence[str] | None = None,
         comparisons: Sequence[Comparison] | None = None,
         vector: VectorLike | None = None,
+        weights: Sequence[float] | None = None,
         prompt: Text = "",
         baseline: ItemLike | None = None,
     ) -> Scores:
         """Score candidates, as `Client.score` does."""
-        who = calls.Who(user, users, comparisons, vector)
+        who = calls.Who(user, users, comparisons, vector, weights)
         return await self._call(calls.score(candidates, who, prompt, baseline))
 
     async def rank(
@@ -76,12 +77,13 @@ class AsyncClient:
         users: Sequence[str] | None = None,
         comparisons: Sequence[Comparison] | None = None,
         vector: VectorLike | None = None,
+        weights: Sequence[float] | None = None,
         prompt: Text = "",
         risk: float = 0.0,
         top: int | None = None,
     ) -> RankAnswer:
         """Order candidates by mean − risk·std, best first, for each user; `top` limits how many come back."""
-        who = calls.Who(user, users, comparisons, vector)
+        who = calls.Who(user, users, comparisons, vector, weights)
         return await self._call(calls.rank(candidates, who, prompt, risk, top))
 
     async def suggest(
@@ -91,10 +93,11 @@ class AsyncClient:
         user: str | None = None,
         comparisons: Sequence[Comparison] | None = None,
         vector: VectorLike | None = None,
+        weights: Sequence[float] | None = None,
         top: int = 1,
     ) -> SuggestAnswer:
         """Choose the pairs to ask the user about next, by expected information gain, best first."""
-        who = calls.Who(user, None, comparisons, vector)
+        who = calls.Who(user, None, comparisons, vector, weights)
         return await self._call(calls.suggest(pairs, who, top))
 
     async def user(self, user: str) -> UserAnswer:

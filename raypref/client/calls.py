@@ -48,6 +48,7 @@ class Who(NamedTuple):
     users: Sequence[str] | None
     comparisons: Sequence[Comparison] | None
     vector: VectorLike | None
+    weights: Sequence[float] | None
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def _user(user: str) -> str:
 
 
 def _draft(who: Who, **fields: Any) -> Draft:
-    draft = Draft(user=who.user, users=who.users, **fields)
+    weights = None if who.weights is None else list(who.weights)
+    draft = Draft(user=who.user, users=who.users, weights=weights, **fields)
     if who.comparisons is not None:
         draft.pairs("comparisons", who.comparisons, Comparison)
     if who.vector is not None:

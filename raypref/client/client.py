@@ -75,6 +75,7 @@ class Client:
         users: Sequence[str] | None = None,
         comparisons: Sequence[Comparison] | None = None,
         vector: VectorLike | None = None,
+        weights: Sequence[float] | None = None,
         prompt: Text = "",
         baseline: ItemLike | None = None,
     ) -> Scores:
@@ -86,10 +87,11 @@ class Client:
             users: many stored users; each gets every candidate scored.
             comparisons: of a user who is not stored.
             vector: of a user (Z), as `export` gives it.
+            weights: of the reward bases, as `user` gives them: who is known to stand there.
             prompt: of all candidates that are text.
             baseline: what `probability` compares with; default: the first candidate.
         """
-        who = calls.Who(user, users, comparisons, vector)
+        who = calls.Who(user, users, comparisons, vector, weights)
         return self._call(calls.score(candidates, who, prompt, baseline))
 
     def rank(
@@ -100,12 +102,13 @@ class Client:
         users: Sequence[str] | None = None,
         comparisons: Sequence[Comparison] | None = None,
         vector: VectorLike | None = None,
+        weights: Sequence[float] | None = None,
         prompt: Text = "",
         risk: float = 0.0,
         top: int | None = None,
     ) -> RankAnswer:
         """Order candidates by mean − risk·std, best first, for each user; `top` limits how many come back."""
-        who = calls.Who(user, users, comparisons, vector)
+        who = calls.Who(user, users, comparisons, vector, weights)
         return self._call(calls.rank(candidates, who, prompt, risk, top))
 
     def suggest(
@@ -115,10 +118,11 @@ class Client:
         user: str | None = None,
         comparisons: Sequence[Comparison] | None = None,
         vector: VectorLike | None = None,
+        weights: Sequence[float] | None = None,
         top: int = 1,
     ) -> SuggestAnswer:
         """Choose the pairs to ask the user about next, by expected information gain, best first."""
-        who = calls.Who(user, None, comparisons, vector)
+        who = calls.Who(user, None, comparisons, vector, weights)
         return self._call(calls.suggest(pairs, who, top))
 
     def user(self, user: str) -> UserAnswer:

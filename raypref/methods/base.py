@@ -213,6 +213,16 @@ class RewardModel(nn.Module, ABC):
         """Return users and bases in one space, to draw a map of; None where a method has no such space."""
         return None
 
+    def steer(self, place_BL: Tensor) -> Tensor | None:
+        """Return user_BZ of users who stand at places of the landscape, known without doubt.
+
+        None where the method has no landscape.
+
+        Raises:
+            ValueError: nobody can stand there.
+        """
+        return None
+
     def parameter_groups(self, recipe: Recipe) -> Iterable[dict[str, Any]]:
         """Return AdamW's parameter groups; a method with parts of different scale overrides it.
 

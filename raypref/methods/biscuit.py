@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from raypref.methods.base import MethodConfig, Recipe, preference_loss
-from raypref.methods.simplex import MixtureModel
+from raypref.methods.simplex import MixtureModel, on_simplex
 from raypref.types import Dims, Episodes, Landscape, Loss, Reward
 
 
@@ -96,6 +96,10 @@ class Biscuit(MixtureModel):
     def landscape(self, user_BZ: Tensor) -> Landscape:
         """Return the users' chances of each selector; the selectors are the corners of the simplex."""
         return Landscape(user_BZ, user_BZ * (1.0 - user_BZ), torch.eye(user_BZ.shape[-1]).to(user_BZ))
+
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users with these chances."""
+        return on_simplex(place_BL)
 
 
 def balanced_vote(loglik_BK: Tensor) -> Tensor:

@@ -201,9 +201,9 @@ class FedVPA(LinearRewardModel):
         spread_BSR = weights_BSR - weights_BSR.mean(1, keepdim=True)
         return Reward(mean_BN, (feature_BNR @ spread_BSR.mT).square().mean(-1))
 
-    def switch(self, z_BL: Tensor) -> Tensor:
-        """Return user_BZ of users whose latents are known without doubt: another z is another preference."""
-        return torch.cat([z_BL, torch.zeros_like(z_BL)], -1)
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users with these latents: another z is another preference."""
+        return torch.cat([place_BL, torch.zeros_like(place_BL)], -1)
 
     def prototype_users(self) -> Tensor:
         """Return user_MZ, one user a prototype.
@@ -213,7 +213,7 @@ class FedVPA(LinearRewardModel):
         """
         if not self.config.orthogonal:
             raise ValueError("no prototypes: method.orthogonal is 0")
-        return self.switch(self.prototypes_ML)
+        return self.steer(self.prototypes_ML)
 
     def loss(self, episodes: Episodes, progress: float) -> Loss:
         """Return the BT losses of sampled latents and of the common reward, the KL and the prototypes'."""

@@ -177,6 +177,11 @@ class LoRe(LinearRewardModel):
         cov_BKK = unpack(user_BZ[:, bases:], bases)
         return Landscape(user_BZ[:, :bases], cov_BKK.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
 
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users with these weights."""
+        bases = self.config.bases
+        return torch.cat([place_BL, place_BL.new_zeros(len(place_BL), bases * (bases + 1) // 2)], 1)
+
     @torch.no_grad()
     def settle(self, seen: Iterable[Pairs]) -> None:
         """Make the prior from the first S seen users: their posterior means, shrunk leave-one-out."""

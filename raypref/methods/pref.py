@@ -227,6 +227,11 @@ class PReF(FactorModel):
         cov_BKK = unpack(user_BZ[:, bases:], bases)
         return Landscape(user_BZ[:, :bases], cov_BKK.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
 
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users with these weights."""
+        bases = self.config.bases
+        return torch.cat([place_BL, place_BL.new_zeros(len(place_BL), bases * (bases + 1) // 2)], 1)
+
 
 class PublishedPReF(FactorModel):
     """r_u(x, y) = λ_uᵀφ(x, y), λ_u a point estimate, as published (arXiv 2503.06358).

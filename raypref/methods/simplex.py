@@ -16,6 +16,8 @@ from raypref.methods.linear import LinearRewardModel
 from raypref.types import Dims, Episodes, Landscape, Loss, Pairs, Reward
 
 PUBLISHED_BATCH = 4
+SUM_SLACK = 1e-3
+"""How far the sum of somebody's shares may be from 1, for those who write them by hand."""
 """Comparisons in a step of the authors'; sets how many steps an epoch over a new user's has."""
 
 
@@ -60,6 +62,17 @@ class SimplexConfig(MethodConfig):
         if self.points < self.prototypes:
             raise ValueError("points must be at least prototypes")
         return self
+
+
+def on_simplex(place_BK: Tensor) -> Tensor:
+    """Return places of the simplex as they are.
+
+    Raises:
+        ValueError: a weight is negative, or they do not sum to 1.
+    """
+    if bool((place_BK < 0).any()) or bool(((place_BK.sum(-1) - 1).abs() > SUM_SLACK).any()):
+        raise ValueError("weights here are shares: none is negative, and they sum to 1")
+    return place_BK
 
 
 class MixtureModel(LinearRewardModel):
@@ -134,6 +147,11 @@ class PointsModel(MixtureModel):
         corners_KK = torch.eye(mean_BK.shape[-1]).to(mean_BK)
         return Landscape(mean_BK, var_BK.clamp_min(0.0), corners_KK)
 
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users who have one prototype alone, with these chances."""
+        points = len(self.simplex_SK) - place_BL.shape[-1]
+        return torch.cat([on_simplex(place_BL), place_BL.new_zeros(len(place_BL), points)], -1)
+
 
 class WeightsModel(RewardModel):
     """A user is one point w_u = softmax(a_u) of the simplex, as published: one row a_u per seen user.
@@ -206,3 +224,7 @@ class WeightsModel(RewardModel):
     def landscape(self, user_BZ: Tensor) -> Landscape:
         """Return the users' weights on the simplex; the prototypes are its corners."""
         return Landscape(user_BZ, None, torch.eye(user_BZ.shape[-1]).to(user_BZ))
+
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users with these weights."""
+        return on_simplex(place_BL)

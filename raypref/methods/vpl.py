@@ -137,3 +137,7 @@ class VPL(LatentRewardModel[VPLConfig]):
         """Return the users' Gaussians."""
         mean_BL, var_BL = user_BZ.chunk(2, -1)
         return Landscape(mean_BL, var_BL)
+
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users whose Gaussian is that point."""
+        return torch.cat([place_BL, torch.zeros_like(place_BL)], -1)

@@ -294,6 +294,10 @@ class VRF(LinearRewardModel):
         mean_BL, var_BL = user_BZ.chunk(2, -1)
         return Landscape(mean_BL, var_BL, self.basis_mean_KL.detach())
 
+    def steer(self, place_BL: Tensor) -> Tensor:
+        """Return users whose Gaussian is that point."""
+        return torch.cat([place_BL, torch.zeros_like(place_BL)], -1)
+
 
 def _mean_where(value: Tensor, where: Tensor) -> Tensor:
     return (value * where).sum() / where.sum().clamp_min(1)

@@ -56,6 +56,7 @@ class Who:
     users: tuple[str, ...] = ()
     comparisons: Comparisons | None = None
     vector_Z: np.ndarray | None = None
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

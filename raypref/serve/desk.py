@@ -104,13 +104,18 @@ def _score(judge: Judge, rows: list[_Row], degraded: bool) -> list[Scored | Wire
 
 
 def transient(judge: Judge, users: Users, who: Who) -> Standing:
-    """Return who is scored where no stored user is named: comparisons, a vector, or the population.
+    """Return who is scored where no stored user is named: comparisons, a vector, weights, or the population.
 
     Raises:
-        WireError: the vector is not one of this bundle's.
+        WireError: the vector is not one of this bundle's, or nobody can have these weights.
     """
     if who.comparisons is not None:
         return users.transient(judge, who.comparisons)
+    if who.weights is not None:
+        try:
+            return Standing(0, 1, judge.steer(who.weights))
+        except ValueError as error:
+            raise WireError(422, f"weights: {error}.", "weights") from error
     if who.vector_Z is None:
         return Standing(0, 0, judge.prior_Z)
     if who.vector_Z.shape != judge.prior_Z.shape:

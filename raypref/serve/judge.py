@@ -193,6 +193,22 @@ class Judge:
         return gain_1N[0].numpy(), margin.probability_BN()[0].numpy(), doubt_1N[0].sqrt().numpy()
 
     @torch.inference_mode()
+    def steer(self, weights: Sequence[float]) -> np.ndarray:
+        """Return vector_Z of who stands at a place among the reward bases, without doubt.
+
+        Raises:
+            ValueError: the method has no such places, or this is none.
+        """
+        land = self.place(self.prior_Z)
+        if land is None:
+            raise ValueError(f"{self.id} has no reward bases to weigh")
+        if len(weights) != land.mean_BL.shape[1]:
+            raise ValueError(f"{self.id} takes {land.mean_BL.shape[1]}, these are {len(weights)}")
+        user_1Z = self._model.steer(torch.tensor([weights], dtype=torch.float32))
+        assert user_1Z is not None
+        return user_1Z[0].numpy()
+
+    @torch.inference_mode()
     def place(self, user_Z: np.ndarray) -> Landscape | None:
         """Return where a user is among the reward bases; None where the method has no such space."""
         return self._model.landscape(_float(user_Z).unsqueeze(0))

@@ -325,6 +325,8 @@ def _who(request: Who, own: Sequence[calls.Items], tensors: Tensors) -> calls.Wh
             return calls.Who(vector_Z=vector(request.vector))
         except ValueError as error:
             raise WireError(422, f"vector: {error}", "vector") from error
+    if request.weights is not None:
+        return calls.Who(weights=tuple(request.weights))
     if request.user is not None:
         return calls.Who((request.user,))
     return calls.Who(tuple(request.users or ()))

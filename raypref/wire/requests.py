@@ -91,7 +91,7 @@ class Bulk(Request):
 
 
 class Who(Request):
-    """For whom to score: stored users, or, stateless, comparisons or a vector that come with the request."""
+    """For whom to score: stored users, or, stateless, what comes with the request."""
 
     model: str | None = Field(default=None, description="Refused where the service serves another model.")
     user: Id | None = Field(default=None, description="One stored user.")
@@ -104,12 +104,17 @@ class Who(Request):
     vector: Vector | None = Field(
         default=None, description="A user's vector (Z), as export gives it for this bundle."
     )
+    weights: Annotated[list[FiniteFloat], Field(min_length=1, max_length=4096)] | None = Field(
+        default=None,
+        description="A place among the model's reward bases, in the form of `weights` of "
+        "`GET /v1/users/{user}`: what somebody would prefer who is known to stand there.",
+    )
 
     @model_validator(mode="after")
     def _check_who(self) -> Who:
-        given = [self.user, self.users, self.comparisons, self.vector]
+        given = [self.user, self.users, self.comparisons, self.vector, self.weights]
         if sum(value is not None for value in given) > 1:
-            raise ValueError("give at most one of user, users, comparisons, vector")
+            raise ValueError("give at most one of user, users, comparisons, vector, weights")
         return self
 
 
@@ -117,7 +122,7 @@ Candidates = Annotated[list[Item], Field(min_length=1, max_length=65_536, fail_f
 
 
 class ScoreRequest(Who):
-    """`POST /v1/score`. Without user, users, comparisons and vector: what the population prefers."""
+    """`POST /v1/score`. Without user, users, comparisons, vector and weights: what the population prefers."""
 
     prompt: Text = Field(default="", description="Of all candidates that are text.")
     candidates: Candidates | Bulk = Field(description="What to score.")

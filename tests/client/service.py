@@ -168,9 +168,8 @@ def application(state: State) -> FastAPI:
     @app.post("/v1/suggest")
     async def suggest(request: Request) -> dict[str, Any]:
         asked, _ = await parsed(request, SuggestRequest)
-        data = [
-            {"index": n, "gain": 0.1, "probability": 0.5} for n in range(min(asked.top, len(asked.pairs)))
-        ]
+        pair = {"gain": 0.1, "probability": 0.5, "std": 1.0}
+        data = [pair | {"index": n} for n in range(min(asked.top, len(asked.pairs)))]
         who = {"user": asked.user, "version": 1, "shots": 1, "cold": False}
         return {"id": "g", "model": MODEL, **who, "data": data}
 

@@ -110,6 +110,8 @@ def test_a_user_may_come_with_the_request(client: Client, service: State) -> Non
     sent = json.loads(service.seen[-1].body)
     assert sent["vector"]["base64"] == exported.vector.base64
     assert "embedding" in sent["baseline"]
+    client.rank(EMB_ND, weights=(0.5, -1.0))
+    assert json.loads(service.seen[-1].body)["weights"] == [0.5, -1.0]
     client.score(EMB_ND, comparisons=pairs(2))
     assert len(json.loads(service.seen[-1].body)["comparisons"]) == 2
 
@@ -177,6 +179,8 @@ BAD: list[tuple[Any, str]] = [
     (lambda c: c.score(EMB_ND, user="a", users=["b"]), "at most one"),
     (lambda c: c.score(EMB_ND, user="../etc"), "user"),
     (lambda c: c.score(EMB_ND, vector=np.array([np.inf])), "vector"),
+    (lambda c: c.score(EMB_ND, weights=[float("nan")]), "weights"),
+    (lambda c: c.score(EMB_ND, weights=[1.0], user="ann"), "at most one"),
     (lambda c: c.rank(EMB_ND, risk=float("nan")), "risk"),
     (lambda c: c.rank(EMB_ND, top=0), "top"),
     (lambda c: c.learn("ann", []), "at least one Comparison"),

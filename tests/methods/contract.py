@@ -112,6 +112,31 @@ class Contract:
                 assert bool((value.var_BN >= 0).all())
             assert bool(((value.probability_BN() >= 0) & (value.probability_BN() <= 1)).all())
 
+    @torch.no_grad()
+    def test_who_is_put_where_somebody_stands_stands_there(self, model: RewardModel) -> None:
+        user, target = self.infer(model, pairs(0)), pairs(1, comparisons=5)
+        land = model.landscape(user)
+        if land is None:
+            assert type(model).steer is RewardModel.steer
+            return
+        steered = model.steer(land.mean_BL)
+        assert steered is not None
+        assert steered.shape == user.shape
+        found = model.landscape(steered)
+        assert found is not None
+        torch.testing.assert_close(found.mean_BL, land.mean_BL)
+        margin = model(target, steered)
+        assert bool(torch.isfinite(margin.mean_BN).all())
+        if land.bases_KL is not None and torch.equal(land.bases_KL, torch.eye(len(land.bases_KL))):
+            for wrong in (land.bases_KL[:1] + 0.1, land.bases_KL[:1] - 0.1):
+                with pytest.raises(ValueError, match="sum to 1"):
+                    model.steer(wrong)
+            return
+        doubt = model.doubt(model.item(target.chosen_BPD), model.item(target.rejected_BPD), steered)
+        assert (doubt is not None) == model.uncertain
+        if doubt is not None:
+            torch.testing.assert_close(doubt, torch.zeros_like(doubt), rtol=0, atol=1e-6)
+
     def test_items_and_comparisons_take_any_leading_shape(self, model: RewardModel) -> None:
         batch = pairs(0)
         flat = model.item(batch.chosen_BPD.reshape(-1, DIM))

@@ -197,7 +197,7 @@ def test_switching_the_latent_switches_the_preference() -> None:
         judged = opposed(-1).target
         mean_BL = model.infer(model.encode(judged), judged.mask_BP).chunk(2, -1)[0]
         test = Pairs(*(value[:1] for value in vars(opposed(-2).target).values()))
-        even, odd = (model.switch(mean_BL[group::2].mean(0, keepdim=True)) for group in (0, 1))
+        even, odd = (model.steer(mean_BL[group::2].mean(0, keepdim=True)) for group in (0, 1))
         assert float((model(test, even).mean_BN > 0).float().mean()) > 0.8
         assert float((model(test, odd).mean_BN < 0).float().mean()) > 0.8
         # Each prototype has become one of the two groups.

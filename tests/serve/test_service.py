@@ -148,6 +148,36 @@ def test_comparisons_and_vectors_of_a_request_equal_a_stored_user(service: Local
     assert len(service.everything()) == 2
 
 
+def test_weights_of_a_request_are_a_place_among_the_bases(bundle_of: MakeBundle) -> None:
+    local = Local(bundle_of("lore"))
+    local.ask("POST", LEARN, given(0, 1, 2))
+    known = local.ask("GET", ANN_PATH)
+    there = scores(local, weights=known["weights"])
+    assert (there["user"], there["cold"]) == (None, False)
+    np.testing.assert_allclose(there["mean"], scores(local, user="ann")["mean"], atol=1e-5)
+    np.testing.assert_allclose(there["std"], 0, atol=1e-6)
+    # A linear method's rewards are linear in its weights.
+    along = [[step * (place == 2) for place in range(len(known["weights"]))] for step in (0.0, 1.0, 2.0)]
+    none, once, twice = (np.array(scores(local, weights=weights)["mean"]) for weights in along)
+    np.testing.assert_allclose(twice - once, once - none, atol=1e-5)
+    assert np.abs(once - none).max() > 1e-3
+    body = {"candidates": candidates(CANDIDATES)}
+    short = local.refused(422, "POST", "/v1/score", {**body, "weights": known["weights"][1:]})
+    assert f"takes {len(known['weights'])}, these are" in short["message"]
+    assert short["param"] == "weights"
+    local.refused(422, "POST", "/v1/score", {**body, "weights": known["weights"], "user": "ann"})
+    local.use(bundle_of("bt"))
+    assert "no reward bases" in local.refused(422, "POST", "/v1/score", {**body, "weights": [1.0]})["message"]
+    local.use(bundle_of("pal"))
+    far = local.refused(422, "POST", "/v1/rank", {**body, "weights": [2.0] * len(known_of(local))})
+    assert "sum to 1" in far["message"]
+    local.close()
+
+
+def known_of(local: Local) -> list[float]:
+    return local.ask("GET", "/v1/users/new")["weights"]
+
+
 def test_decay_is_harmless_twice_and_needs_a_user(service: Local) -> None:
     service.refused(404, "POST", f"{ANN_PATH}/decay", {"factor": 0.5})
     service.ask("POST", LEARN, given(0, 1))
@@ -238,9 +268,13 @@ def test_suggest_asks_what_tells_most(factors: Local) -> None:
     for suggestion in answer["data"]:
         assert suggestion["probability"] == pytest.approx(0.5, abs=1e-3)
     asked_15K = torch.stack([length * open_K for length in lengths]).unsqueeze(0)
-    gain_15 = expected_gain(
-        asked_15K, mean_K.unsqueeze(0), unpack(torch.from_numpy(user_Z[bases:].copy()), bases).unsqueeze(0)
-    )
+    cov_KK = unpack(torch.from_numpy(user_Z[bases:].copy()), bases)
+    for suggestion in answer["data"]:
+        asked_K = asked_15K[0, suggestion["index"]]
+        assert suggestion["std"] == pytest.approx(
+            float(asked_K @ cov_KK @ asked_K) ** 0.5, rel=1e-3, abs=1e-6
+        )
+    gain_15 = expected_gain(asked_15K, mean_K.unsqueeze(0), cov_KK.unsqueeze(0))
     assert gain_15[0].argsort(descending=True).tolist() == order
     assert (answer["user"], answer["shots"], answer["version"], answer["cold"]) == ("ann", 3, 3, False)
     assert len(factors.ask("POST", "/v1/suggest", {"pairs": pairs})["data"]) == 1
@@ -466,7 +500,7 @@ def test_a_replica_that_comes_after_a_refusal_serves_what_it_can(
     assert found.width == DIM
     assert found.refused is not None
     assert "foreign" in found.refused
-    hopeless = Scorer(config.settings, foreign)
+    hopeless = Scorer(config.settings, str(foreign))
     with pytest.raises(ConfigError, match="foreign"):
         asyncio.run(hopeless.reconfigure({"bundle": str(foreign)}))
 

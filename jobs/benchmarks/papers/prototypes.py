@@ -90,7 +90,7 @@ def separation(of: Fitted) -> Figures:
         prototype_MZ = model.prototype_users()
         centre_MZ = torch.stack(
             [
-                model.switch(mean_BL[near_B == place].mean(0)) if (near_B == place).any() else user_MZ
+                model.steer(mean_BL[near_B == place].mean(0)) if (near_B == place).any() else user_MZ
                 for place, user_MZ in enumerate(prototype_MZ)
             ]
         )
