@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,28 @@ def test_commands_are_ones_that_raypref_takes(page: Path, capsys: pytest.Capture
             _parser().parse_args(words)
         except SystemExit:
             pytest.fail(f"{page.name}: {words}: {capsys.readouterr().err}")
+
+
+TABLES = {
+    "results.md": ["table.py"],
+    "serve.md": ["serve_table.py"],
+    "speed.md": ["speed_table.py", "gpu_table.py"],
+    "federated.md": ["federated_table.py"],
+}
+
+
+@pytest.mark.parametrize(("page", "script"), [(page, name) for page in TABLES for name in TABLES[page]])
+def test_the_figures_are_those_that_were_recorded(page: str, script: str) -> None:
+    command = [sys.executable, str(REPOSITORY / "jobs/benchmarks" / script)]
+    table = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert table.stdout.strip() in (REPOSITORY / "docs" / page).read_text()
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (REPOSITORY / "docs/README.md").read_text()
+    for page in PAGES:
+        if page.parent.name == "docs" and page.name != "README.md":
+            assert f"]({page.name})" in index
 
 
 def test_a_command_that_raypref_does_not_take_is_found(tmp_path: Path) -> None:

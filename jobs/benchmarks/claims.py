@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of real data; default: RAYPREF_REAL_DATA")
     parser.add_argument("--size", choices=("quick", "default"), default="default")
     parser.add_argument("--processes", type=int, default=2, help="trials at a time")
-    parser.add_argument("--table", action="store_true", help="print the README's table of what is recorded")
+    parser.add_argument("--table", action="store_true", help="print the table of what is recorded")
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(names):
         parser.error(f"no claim {', '.join(sorted(unknown))}; there are {', '.join(names)}")

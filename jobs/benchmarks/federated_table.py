@@ -1,4 +1,4 @@
-"""The README's table of federated training, as recorded: `python jobs/benchmarks/federated_table.py`."""
+"""The table of federated training, as recorded: `python jobs/benchmarks/federated_table.py`."""
 
 from __future__ import annotations
 

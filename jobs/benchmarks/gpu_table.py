@@ -1,4 +1,4 @@
-"""The README's tables of a GPU, from what `gpu.py` recorded: `python jobs/benchmarks/gpu_table.py`."""
+"""The tables of a GPU, from what `gpu.py` recorded: `python jobs/benchmarks/gpu_table.py`."""
 
 from __future__ import annotations
 

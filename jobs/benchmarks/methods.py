@@ -3,7 +3,7 @@
 First each method's four candidates of methods.yaml are fitted to one draw of each family of populations, on a
 seed that is reported nowhere, and the one with the best mean accuracy over the shots of unseen users is kept.
 Then that one is fitted on every seed. Killed and started again, it goes on: see trials.py. Writes one file a
-population, and a page of all of them, results/methods.html; `table.py` prints the README's table.
+population, and a page of all of them, results/methods.html; `table.py` prints the table of docs/results.md.
 
 results/methods_POPULATION.json:
 

@@ -1,4 +1,4 @@
-"""The README's table of serving, from what `serve.py` recorded: `python jobs/benchmarks/serve_table.py`."""
+"""The table of serving, from what `serve.py` recorded: `python jobs/benchmarks/serve_table.py`."""
 
 from __future__ import annotations
 

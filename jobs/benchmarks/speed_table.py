@@ -1,4 +1,4 @@
-"""The README's table of speed, from what the benchmarks recorded: `python jobs/benchmarks/speed_table.py`."""
+"""The table of speed, from what the benchmarks recorded: `python jobs/benchmarks/speed_table.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of accuracies, from what `methods.py` recorded: `python jobs/benchmarks/table.py`."""
+"""The table of accuracies, from what `methods.py` recorded: `python jobs/benchmarks/table.py`."""
 
 from __future__ import annotations
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from raypref import files
 from raypref.config import RunConfig
 from raypref.data.rows import Text
 from raypref.explore.gallery import make_gallery
 from raypref.schema import Embedder
-from raypref.serve.app import make_app
 from raypref.serve.config import ServeConfig
 from raypref.serve.keys import create_key
-from raypref.serve.scorer import Scorer
 from tests.explore.conftest import quiet, settled
 from tests.explore.world import DIM, another, embeddings, grow
-from tests.serve.chaos.service import free_ports
-from tests.serve.world import LocalRemote, embedder_of
+from tests.serve.world import embedder_of, listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -51,40 +46,21 @@ class Texts:
 @pytest.fixture
 def service(config: RunConfig, tmp_path: Path) -> Iterator[Open]:
     """Start the service of a bundle, with the gallery of it or of another, on a port of this process."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+    with ExitStack() as stack:
 
-    def start(run: RunConfig, gallery_of: RunConfig | None = None, embedder: Any = None, **args: Any) -> str:
-        shown = gallery_of or run
-        files.write_text(tmp_path / "gallery.json", make_gallery(shown, shown.bundle_dir).model_dump_json())
-        held = ServeConfig.model_validate(
-            {"bundle": run.bundle_dir, "items": run.items_dir, "store": "memory:", "open": "keys" not in args}
-            | {"explore": tmp_path / "gallery.json", **args}
-        )
-        [port] = free_ports(1)
-        scorer = Scorer(held.settings, held.bundle)
+        def start(
+            run: RunConfig, gallery_of: RunConfig | None = None, embedder: Any = None, **args: Any
+        ) -> str:
+            shown = gallery_of or run
+            gallery = make_gallery(shown, shown.bundle_dir).model_dump_json()
+            files.write_text(tmp_path / "gallery.json", gallery)
+            held = ServeConfig.model_validate(
+                {"bundle": run.bundle_dir, "items": run.items_dir, "store": "memory:"}
+                | {"open": "keys" not in args, "explore": tmp_path / "gallery.json", **args}
+            )
+            return stack.enter_context(listening(held, embedder))
 
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] == "lifespan":
-                await scorer.reconfigure({"bundle": str(held.bundle)})
-            await served(scope, receive, send)
-
-        served = make_app(held.settings, LocalRemote(scorer), embedder)
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="on"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        running.append((server, thread))
-        deadline_s = time.monotonic() + 30
-        while not server.started:
-            assert thread.is_alive()
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{port}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+        yield start
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The README's switch of preferences: one model under many vectors."""
+"""The pages' switch of preferences: one model under many vectors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from raypref.types import Pairs
 from tests.conftest import REPOSITORY
 from tests.federated.world import FEDVPA, configured, tables_of, trained
 
-README = (REPOSITORY / "README.md").read_text()
+PAGE = (REPOSITORY / "docs/federated.md").read_text()
 
 
 def example() -> str:
-    block = README.split("<!-- switching -->")[1].split("<!-- end of switching -->")[0]
+    block = PAGE.split("<!-- switching -->")[1].split("<!-- end of switching -->")[0]
     return block.strip().removeprefix("```python\n").removesuffix("\n```")
 
 
-def test_the_readmes_example_runs(
+def test_the_example_runs(
     population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configured(tmp_path / "run", population)
     server, _ = trained(config, tmp_path / "clients")
     finished(config, server, tables_of(config)[1]).save(tmp_path / "runs/federated/bundle")
     monkeypatch.chdir(tmp_path)
-    exec(compile(example(), "README.md", "exec"), {})
+    exec(compile(example(), "federated.md", "exec"), {})
     assert capsys.readouterr().out.count("tensor([[") == 4
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of what to ask next, and the table that the README makes of it."""
+"""The benchmark of what to ask next, and the table that docs/understand.md makes of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_gain_needs_fewer_answers(tmp_path: Path) -> None:
 
 
 def test_the_table_is_what_was_recorded() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
+    page = (REPOSITORY / "docs/understand.md").read_text()
     found = json.loads((REPOSITORY / "jobs/benchmarks/results/explore.json").read_text())["rows"]
     for method in explore.METHODS:
         rows = [row for row in found if row["method"] == method]
@@ -31,7 +31,7 @@ def test_the_table_is_what_was_recorded() -> None:
             ", ".join("–" if row[f"{way}_needed"] is None else str(row[f"{way}_needed"]) for row in rows)
             for way in ("gain", "random")
         )
-        assert f"| {method} | {right} | {needed} |" in readme
+        assert f"| {method} | {right} | {needed} |" in page
 
 
 def test_answers_that_are_enough() -> None:

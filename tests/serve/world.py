@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import torch
+import uvicorn
 
 from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, library_versions
 from raypref.methods import METHODS
@@ -20,6 +25,7 @@ from raypref.serve.scorer import Scorer
 from raypref.train.loop import start, train
 from raypref.types import Dims, Episodes, Pairs
 from raypref.wire.errors import WireError
+from tests.serve.chaos.service import free_ports
 
 DIM, USERS, STEPS = 24, 30, 12
 
@@ -95,6 +101,34 @@ async def local_client(config: ServeConfig, embedder: Any = None) -> httpx.Async
     await scorer.reconfigure({"bundle": str(config.bundle)})
     app = make_app(config.settings, LocalRemote(scorer), embedder)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+@contextmanager
+def listening(config: ServeConfig, embedder: Any = None) -> Iterator[str]:
+    """Serve the whole service without Ray on a port of this process; yields its address."""
+    scorer = Scorer(config.settings, config.bundle)
+    served = make_app(config.settings, LocalRemote(scorer), embedder)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await scorer.reconfigure({"bundle": config.bundle})
+        await served(scope, receive, send)
+
+    [port] = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline_s = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def some(seed: int, *shape: int) -> np.ndarray:

@@ -110,7 +110,7 @@ def text_table(found: Mapping[Claim, Mapping[str, Any]]) -> str:
 
 
 def markdown_table(found: Mapping[Claim, Mapping[str, Any]]) -> str:
-    """Return the verdicts as the README shows them."""
+    """Return the verdicts as docs/results.md shows them."""
     lines = ["| claim | source | found | figures |", "|---|---|---|---|"]
     for record in found.values():
         said = " ".join(filter(None, [record["reading"], record.get("remarks")]))
