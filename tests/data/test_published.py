@@ -332,6 +332,40 @@ def test_ultrafeedback_users_care_for_one_attribute(read: Any, tmp_path: Path) -
     assert len(everything) == 4 * 60
 
 
+def test_ultrafeedback_is_judged_on_the_pairs_that_uf_p_is_of(read: Any, tmp_path: Path) -> None:
+    place = ultrafeedback(tmp_path / "flan.jsonl", prompts=200)
+
+    def dialogue(prompt: int, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"prompt {prompt}"}, {"role": "assistant", "content": answer}]
+
+    pairs: Rows = [
+        {
+            "prompt": f"prompt {prompt}",
+            "chosen": dialogue(prompt, f"answer 1 to {prompt}"),
+            "rejected": dialogue(prompt, f"answer 3 to {prompt}"),
+        }
+        for prompt in range(0, 200, 2)
+    ]
+    # An answer without all ratings, one that was changed, a prompt that is not there, a pair of one text.
+    pairs[0]["rejected"] = dialogue(0, "answer 0 to 0")
+    pairs[1]["chosen"] = dialogue(2, "edited")
+    pairs[2] = {**pairs[2], "prompt": "another"}
+    pairs[3]["rejected"] = pairs[3]["chosen"]
+    other = jsonl(tmp_path / "pairs.jsonl", pairs)
+    imported, rows = read("ultrafeedback", place, f"pairs={other}", "controversial=false")
+    assert imported.figures["pairs"] == 96
+    assert len(rows) == 4 * 96
+    for row in rows:
+        number = int(row["prompt"].split()[1])
+        assert {row["chosen"], row["rejected"]} == {f"answer {side} to {number}" for side in (1, 3)}
+        assert number % 2 == 0
+    _, fewer = read("ultrafeedback", place, f"pairs={other}")
+    assert 0 < len(fewer) < len(rows)
+    strange = jsonl(tmp_path / "strange.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(InputError, match="none of its pairs"):
+        read("ultrafeedback", place, f"pairs={strange}")
+
+
 def test_ultrafeedback_users_of_a_type_have_pairs_of_their_own(read: Any, tmp_path: Path) -> None:
     place = ultrafeedback(tmp_path / "flan.jsonl")
     _, rows = read("ultrafeedback", place, "users_per_type=3", "comparisons_per_user=8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, PositiveInt
 
 from raypref.data.published.base import Count, Kind, Published, Row
 from raypref.data.published.records import Record, Records
+from raypref.errors import InputError
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
@@ -50,15 +52,15 @@ class HelpSteer2(Published):
 
 
 class UltraFeedback(Published):
-    """Users who each care for one attribute, and disagree, after UF-P (VPL, arXiv 2408.10075).
+    """Users who each care for one attribute, and disagree: UF-P (VPL, arXiv 2408.10075).
 
-    UF-P takes the pair of each prompt that another dataset chose; here two of its answers are drawn. Figures
-    are not to be held against UF-P's.
+    UF-P takes the pairs that another dataset chose (`pairs`). Without them two answers of each prompt are
+    drawn, and figures are not to be held against UF-P's.
     """
 
     name: ClassVar[str] = "ultrafeedback"
     title: ClassVar[str] = (
-        "users who care for one attribute each, as UF-P-2 and UF-P-4 have it, but any two answers"
+        "users who care for one attribute each: UF-P-2 and UF-P-4 with `pairs`, otherwise any two answers"
     )
     citation: ClassVar[str] = "UltraFeedback, arXiv 2310.01377; UF-P: VPL, arXiv 2408.10075 (NeurIPS 2024)"
     licence: ClassVar[str] = "MIT"
@@ -69,6 +71,11 @@ class UltraFeedback(Published):
         default="uf-p-4",
         description="uf-p-2: who cares for helpfulness, who for honesty; uf-p-4: instruction following and "
         "truthfulness too.",
+    )
+    pairs: str | None = Field(
+        default=None,
+        description="Of which pairs UF-P is: ultrafeedback-binarized-preferences-cleaned, as files or "
+        "hf:argilla/…, joined by the texts of prompt and answers.",
     )
     controversial: bool = Field(
         default=True, description="Only pairs that the four types do not all judge alike, as UF-P has it."
@@ -84,6 +91,7 @@ class UltraFeedback(Published):
     def rows(self, records: Records, count: Count) -> Iterator[Row]:
         """Yield each user's judgement of their pairs: a tie is broken by a coin of that user type."""
         draw = np.random.default_rng(self.seed)
+        wanted = None if self.pairs is None else _wanted(Records(self.pairs))
         judged: list[tuple[str, str, str, list[bool]]] = []
         for record in records.read("instruction", "completions"):
             count.records += 1
@@ -92,15 +100,18 @@ class UltraFeedback(Published):
                 count.skip("fewer_than_two_answers")
                 continue
             count.met("prompts", record["instruction"])
-            first, second = draw.choice(len(answers), 2, replace=False)
-            (left, ratings), (right, others) = answers[first], answers[second]
-            coins = draw.random(len(ULTRAFEEDBACK)) < 0.5
-            prefers = [
-                bool(coin) if ratings[name] == others[name] else ratings[name] > others[name]
-                for name, coin in zip(ULTRAFEEDBACK, coins, strict=True)
-            ]
-            if left != right and (not self.controversial or len(set(prefers)) == 2):
-                judged.append((record["instruction"], left, right, prefers))
+            for left, right in _chosen(answers, record["instruction"], wanted, draw):
+                count.met("pairs", (record["instruction"], left, right))
+                coins = draw.random(len(ULTRAFEEDBACK)) < 0.5
+                ratings, others = answers[left], answers[right]
+                prefers = [
+                    bool(coin) if ratings[name] == others[name] else ratings[name] > others[name]
+                    for name, coin in zip(ULTRAFEEDBACK, coins, strict=True)
+                ]
+                if not self.controversial or len(set(prefers)) == 2:
+                    judged.append((record["instruction"], left, right, prefers))
+        if wanted and not judged:
+            raise InputError(f"{self.pairs}: none of its pairs is among the answers of {records.place}.")
         for place in range(2 if self.variant == "uf-p-2" else 4):
             yield from self._deal(place, judged, draw)
 
@@ -122,14 +133,47 @@ class UltraFeedback(Published):
                 }
 
 
-def _answers(record: Record) -> list[tuple[str, dict[str, float]]]:
-    """Return the answers that all four attributes are rated of, in their order."""
-    found: list[tuple[str, dict[str, float]]] = []
+def _wanted(records: Records) -> dict[str, list[tuple[str, str]]]:
+    """Return the pairs of answers to each prompt; each side is the dialogue that ends in it."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for record in records.read("prompt", "chosen", "rejected"):
+        chosen, rejected = _ending(record["chosen"]), _ending(record["rejected"])
+        if chosen is not None and rejected is not None and chosen != rejected:
+            found[record["prompt"]].append((chosen, rejected))
+    return found
+
+
+def _ending(dialogue: Any) -> str | None:
+    """Return the last message of a dialogue, or a text as it is."""
+    try:
+        text = dialogue if isinstance(dialogue, str) else dialogue[-1]["content"]
+    except (IndexError, KeyError, TypeError):
+        return None
+    return text if isinstance(text, str) else None
+
+
+def _chosen(
+    answers: Mapping[str, Any],
+    prompt: str,
+    wanted: Mapping[str, list[tuple[str, str]]] | None,
+    draw: np.random.Generator,
+) -> list[tuple[str, str]]:
+    """Return the pairs of a prompt that are judged: those wanted, or two answers drawn."""
+    if wanted is not None:
+        return [pair for pair in wanted.get(prompt, []) if pair[0] in answers and pair[1] in answers]
+    texts = list(answers)
+    first, second = draw.choice(len(texts), 2, replace=False)
+    return [(texts[first], texts[second])]
+
+
+def _answers(record: Record) -> dict[str, dict[str, float]]:
+    """Return the ratings of the answers that all four attributes are rated of, in their order."""
+    found: dict[str, dict[str, float]] = {}
     completions: Any = record["completions"]
     for completion in completions if isinstance(completions, list) else []:
         try:
             rated = {name: float(completion["annotations"][name]["Rating"]) for name in ULTRAFEEDBACK}
-            found.append((str(completion["response"]), rated))
+            found.setdefault(str(completion["response"]), rated)
         except (KeyError, TypeError, ValueError):
             continue  # N/A
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -31,6 +31,8 @@ class TLDR(Published):
     licence: ClassVar[str] = "as its repository says; the posts are their authors'"
     files: ClassVar[str] = "comparisons as JSONL or Parquet, or hf:openai/summarize_from_feedback"
 
+    published: ClassVar[Mapping[str, int]] = {"training_workers": 53}
+
     protocol: Literal["workers", "length"] = Field(
         default="workers",
         description="workers: their own labels, of those who are in both splits (LoRe, VRF); length: labels "
@@ -56,6 +58,8 @@ class TLDR(Published):
                 continue
             split = "train" if str(record["split"]).startswith("train") else "valid"
             count.met("workers", row["user_id"])
+            if split == "train":
+                count.met("training_workers", row["user_id"])
             if self.protocol == "workers" or all(_supervised(policy) for policy in row["policies"]):
                 kept.append((row["user_id"], split, row))
         workers = _in_both(kept) if self.protocol == "workers" else _most_active(kept)
