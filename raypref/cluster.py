@@ -17,12 +17,16 @@ OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextmanager
-def connected(cpus: int | None = None, metrics_port: int | None = None) -> Generator[None]:
+def connected(
+    cpus: int | None = None, metrics_port: int | None = None, dashboard: bool = False
+) -> Generator[None]:
     """Run a block connected to Ray, and disconnect afterwards if it was not connected before.
 
     Args:
         cpus: of a local cluster, where one is started; None takes the machine's.
         metrics_port: where a local cluster shows Prometheus its figures; None takes any free port.
+        dashboard: start a local cluster's, on loopback. Ray Train asks it which trainings are dead, to free
+            what these had reserved.
     """
     started = not ray.is_initialized()
     if started:
@@ -36,7 +40,7 @@ def connected(cpus: int | None = None, metrics_port: int | None = None) -> Gener
             address=address or "local",
             num_cpus=None if address else cpus,
             object_store_memory=None if address else OBJECT_STORE_BYTES,
-            include_dashboard=None if address else False,
+            include_dashboard=None if address else dashboard,
             log_to_driver=False,
             _metrics_export_port=None if address else metrics_port,
             logging_level=logging.ERROR,

@@ -31,7 +31,7 @@ def ray_cluster() -> Iterator[None]:
     ray.init(
         num_cpus=4,
         object_store_memory=512 * 2**20,
-        include_dashboard=False,
+        include_dashboard=True,  # frees what killed trainings had reserved
         log_to_driver=False,
         configure_logging=False,
     )

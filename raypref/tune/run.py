@@ -130,7 +130,9 @@ def _run(
     needed = {"CPU": cpus} if in_process else {"CPU": 0.0, "memory": float(LAUNCHER_BYTES)}
     if in_process and config.train.use_gpu:
         needed["GPU"] = config.sweep.gpu_share
-    with connected(max(math.ceil(cpus), os.cpu_count() or 1)), tempfile.TemporaryDirectory() as scratch:
+    room = max(math.ceil(cpus), os.cpu_count() or 1)
+    # A launched training that is stopped early dies with its trial.
+    with connected(room, dashboard=not in_process), tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, raw=raw, folder=str(folder)), needed),
             tune_config=tune.TuneConfig(

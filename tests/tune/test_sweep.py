@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from raypref.checkpoint import Bundle
 from raypref.config_file import load_config
@@ -232,6 +233,10 @@ def test_a_trial_of_several_workers_is_a_training_of_its_own(ray_cluster: None, 
     while training_workers() and time.monotonic() < end:
         time.sleep(0.1)
     assert not training_workers()
+    # What the stopped one had reserved is free again.
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < end:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
     # Checkpoints of trials that are over are not kept.
     assert not list(ledger(home).parent.glob("trial-*"))
 
