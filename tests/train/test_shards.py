@@ -130,7 +130,7 @@ def test_every_shard_has_one_worker_and_every_worker_a_shard(total: int, world_s
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [PUBLISHED, {"type": "vrf"}], ids=["rows", "no rows"])
 def test_the_weights_do_not_depend_on_how_many_workers_carry_the_shards(
-    method: dict[str, Any], folder: Path, tmp_path: Path
+    method: dict[str, Any], folder: Path, tmp_path: Path, one_thread: None
 ) -> None:
     config = configured(folder, method)
     trained(config, Shards(3), tmp_path / "one")
