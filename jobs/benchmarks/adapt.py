@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     batched = _rates(GRADIENT, users, rounds, device)
     alone = _alone(1 if given.quick else ALONE, rounds, device)
     methods = {config.model_dump()["type"]: _rates(config, users, rounds, device) for config in configs()}
-    able = peaks(device)
+    able = peaks(device, given.quick)
     for name, figures in methods.items():
         figures["times_batched_steps"] = figures["users_s"]["median"] / batched["users_s"]["median"]
         figures["times_steps_one_at_a_time"] = figures["users_s"]["median"] / alone["users_s"]["median"]

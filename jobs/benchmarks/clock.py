@@ -16,6 +16,9 @@ SIDE = {"cpu": 2048, "cuda": 8192}
 NUMBERS = {"cpu": 2**26, "cuda": 2**30}
 """Float32 numbers that are read to learn the bandwidth."""
 
+QUICK = 8
+"""How much smaller both are for a rehearsal."""
+
 
 def chosen(
     description: str | None, file: str, arguments: Sequence[str] | None
@@ -59,9 +62,12 @@ def medians(
     return found
 
 
-def peaks(device: torch.device) -> dict[str, float]:
-    """Return flops of square products in float32 and bfloat16, and bytes read, each per second."""
-    side, numbers = SIDE[device.type], NUMBERS[device.type]
+def peaks(device: torch.device, quick: bool = False) -> dict[str, float]:
+    """Return flops of square products in float32 and bfloat16, and bytes read, each per second.
+
+    A processor without bfloat16 takes a minute for one such product; `quick` takes small ones.
+    """
+    side, numbers = (size[device.type] // (QUICK if quick else 1) for size in (SIDE, NUMBERS))
     found: dict[str, float] = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         square = torch.randn(side, side, device=device).to(dtype)

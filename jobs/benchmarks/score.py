@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, device = chosen(__doc__, FILE, arguments)
     widths, names = ((64,), ("lore", "vrf")) if given.quick else ((384, 4096), tuple(METHODS))
     rounds, least_s = (2, 0.01) if given.quick else (7, 0.3)
-    able = peaks(device)
+    able = peaks(device, given.quick)
     rows = [
         row
         for dim, name, dtype in itertools.product(widths, names, TYPES)

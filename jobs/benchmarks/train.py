@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {
         "command": "python jobs/benchmarks/train.py",
         **surroundings("torch"),
-        "peaks": peaks(torch.device("cpu")),
+        "peaks": peaks(torch.device("cpu"), given.quick),
         "close": CLOSE,
         "populations": rows,
     }
