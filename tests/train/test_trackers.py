@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def test_weights_and_biases_offline(tmp_path: Path) -> None:
     tracker.close()
     [folder] = (tmp_path / "wandb").glob("offline-run-*-vrf-1")
     [record] = folder.glob("*.wandb")
+    # W&B's own process writes it, and may be a moment behind.
+    end = time.monotonic() + 60
+    while b"train/loss" not in record.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)
     assert b"train/loss" in record.read_bytes()
 
 
