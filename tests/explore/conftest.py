@@ -13,8 +13,9 @@ import pytest
 ARGS = ["--no-sandbox", "--host-resolver-rules=MAP elsewhere.example 127.0.0.1"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """A browser for a module: while Playwright runs, nothing else in this thread may run an event loop."""
     program = shutil.which("chromium")
     if program is None:
         message = "chromium is not installed (apt-get install chromium)"
