@@ -28,9 +28,7 @@ from tests.serve.chaos.service import free_ports
 REPOSITORY = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 STORE_BYTES = 256 * 2**20
-START_S = 180.0
-RESTARTS = 2
-"""Of a node that ended by itself."""
+START_S = 90.0
 MOST_NODES = 4
 BYTES = {"Mi": 2**20, "Gi": 2**30}
 
@@ -65,7 +63,6 @@ class LocalCluster:
         # Ray's sockets want short paths.
         self._temporary = Path(tempfile.mkdtemp(prefix="rp"))
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self._launches: dict[str, list[Callable[[], None]]] = {}
         self._free = iter(free_ports(3 + 8 * MOST_NODES))
         self._gcs, self._dashboard, self._client = self._take(3)
         self._ports: dict[str, list[int]] = {}
@@ -101,6 +98,7 @@ class LocalCluster:
 
     def start_head(self) -> None:
         """Start the head, or a new one for one that was killed, without that one's files."""
+        (self._temporary / "ray_current_cluster").unlink(missing_ok=True)
         group = self.spec["headGroupSpec"]
         arguments = [
             "--head",
@@ -169,24 +167,16 @@ class LocalCluster:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
         }
-        environment = self.environment(container) | beside | environment
-
-        def launch() -> None:
-            if name == "head":
-                (self._temporary / "ray_current_cluster").unlink(missing_ok=True)
-            with (self._temporary / f"{name}.log").open("ab") as log:
-                self._nodes[name] = subprocess.Popen(
-                    command,
-                    cwd=self.app,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-
-        self._launches[name] = [launch] * RESTARTS
-        launch()
+        with (self._temporary / f"{name}.log").open("ab") as log:
+            self._nodes[name] = subprocess.Popen(
+                command,
+                cwd=self.app,
+                env=self.environment(container) | beside | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def log(self, name: str) -> str:
         """Return what `ray start` of a node printed."""
@@ -204,11 +194,8 @@ class LocalCluster:
             with suppress(httpx.HTTPError):
                 if done():
                     return
-            for name, node in list(self._nodes.items()):
-                if node.poll() is not None:
-                    # As a kubelet does: `ray start` gives a busy machine thirty seconds and no more.
-                    assert self._launches[name], f"{name} ended: {self.log(name)}"
-                    self._launches[name].pop()()
+            for name, node in self._nodes.items():
+                assert node.poll() is None, f"{name} ended: {self.log(name)}"
             assert time.monotonic() < deadline_s, f"{what}: not within {within_s:g} s"
             time.sleep(0.1)
 
