@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, DemoRun
 
 README = (REPOSITORY / "README.md").read_text()
 NUMBER = re.compile(r"[+-]?\d+\.\d+|\d+")
@@ -22,26 +19,22 @@ def printed() -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_demo_prints_what_the_readme_promises(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "raypref", "demo"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_the_demo_prints_what_the_readme_promises(demo_run: DemoRun) -> None:
+    lines = demo_run.printed.splitlines()
     promised = printed()
     assert [NUMBER.sub("#", line).split() for line in lines] == [
         NUMBER.sub("#", line).split() for line in promised
-    ], done.stdout
+    ], demo_run.printed
     table = re.compile(r"^  (bt|lore|vrf) ")
     rows = [(line, promise) for line, promise in zip(lines, promised, strict=True) if table.match(line)]
     assert len(rows) == 6
     for line, promise in rows:
         found, expected = (list(map(float, re.findall(r"0\.\d+", text))) for text in (line, promise))
         assert found == pytest.approx(expected, abs=ACCURACY_TOLERANCE), line
-    report = (tmp_path / "demo-run/report/report.html").read_text()
+    report = (demo_run.folder / "demo-run/report/report.html").read_text()
     assert report.count("<svg") >= 6
     for bundle in ("bt", "lore", "vrf"):
-        assert (tmp_path / "demo-run/bundles" / bundle / "manifest.json").is_file()
+        assert (demo_run.folder / "demo-run/bundles" / bundle / "manifest.json").is_file()
 
 
 def test_personal_methods_beat_the_baseline_in_the_promised_table() -> None:
