@@ -29,6 +29,7 @@ from raypref.train.shards import Shards
 from raypref.train.state import save_state
 from raypref.train.trainer import run_directory
 from tests.conftest import REPOSITORY
+from tests.serve.chaos.service import free_ports
 from tests.train import ledger
 from tests.train.runs import result, session
 
@@ -87,10 +88,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two nodes with room for one worker each."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    # Ray looks whether the port is free, dashboard or not; the default one is the test run's cluster's.
+    [port] = free_ports(1)
     cluster = Cluster(
         initialize_head=True,
         connect=False,
         head_node_args={"num_cpus": 1, "object_store_memory": NODE_BYTES, "include_dashboard": False}
+        | {"dashboard_port": port}
         | {"_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 3}},
     )
     try:
