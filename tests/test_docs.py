@@ -7,16 +7,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from raypref.cli import _parser
 from tests.conftest import REPOSITORY
+from tests.pages import sections
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
-FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"`((?:raypref|jobs|tests|requirements|docs|k8s|serve_configs)/[\w./-]+\.\w+)`")
 
 
@@ -28,10 +29,8 @@ def anchors(page: Path) -> set[str]:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The command lines of raypref in a page's blocks, without comments, pipes and what follows."""
-    for block in FENCE.findall(page.read_text()):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("raypref "):
-                yield shlex.split(re.split(r"\s[|>&]\s?|\s&$", line.strip())[0], comments=True)[1:]
+    for line in chain(*sections(page).values()):
+        yield shlex.split(re.split(r"\s[|>&]\s?|\s&$", line)[0], comments=True)[1:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,32 +16,16 @@ import yaml
 from raypref.demo.population import CONCENTRATION, TASTES, load_bank
 from raypref.serve.keys import Keys
 from raypref.serve.stores import open_store
-from tests.conftest import REPOSITORY, DemoRun, terminal_signals
+from tests.conftest import REPOSITORY, DemoRun
 from tests.data.test_published import prism
 from tests.hub import TOKEN, Hub
 from tests.k8s.conftest import CRDS
+from tests.pages import Sections, Terminal, sections, write_block
 from tests.serve.stores.conftest import running
 from tests.serve.stores.events import ANN, BEN, event, write
 from tests.serve.stores.servers import Postgres
 
-Sections = dict[str, list[str]]
-
 USERS, QUESTIONS = 60, 3
-
-
-def sections(page: str) -> Sections:
-    """The lines of raypref in the blocks of a page, by the heading that they stand under."""
-    found: Sections = {}
-    heading, block = "", False
-    for line in (REPOSITORY / page).read_text().replace("\\\n", " ").splitlines():
-        if line.lstrip().startswith("```"):
-            block = not block
-        elif not block and line.startswith("#"):
-            heading = line.lstrip("# ")
-        elif block and line.lstrip().startswith("raypref "):
-            found.setdefault(heading, []).append(line.strip())
-    return found
-
 
 FOLLOWED = {
     ("docs/align.md", "Best of N"),
@@ -70,89 +47,6 @@ FOLLOWED = {
     ("docs/understand.md", "What a basis means"),
 }
 """Here; docs/quickstart.md has a test of its own, and the README has lines of docs/data.md."""
-
-
-class Terminal:
-    """A folder, and a shell in it that knows raypref."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self._environment = kept | {"PATH": path} | environment
-
-    def _start(self, line: str, output: int | None = subprocess.PIPE) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", "-c", line],
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-            preexec_fn=terminal_signals,
-        )
-
-    def run(self, line: str, timeout_s: float = 300.0) -> str:
-        """Run a line; return what it prints."""
-        process = self._start(line)
-        try:
-            printed, errors = process.communicate(timeout=timeout_s)
-        finally:
-            _kill_session(process.pid)
-        assert process.returncode == 0, f"{line}\n{printed}{errors}"
-        return printed
-
-    def follow(self, page: str, heading: str, **placeholders: str) -> str:
-        """Run what a section says; return all that it prints."""
-        assert (page, heading) in FOLLOWED
-        printed = ""
-        for line in sections(page)[heading]:
-            # What a cluster is told needs one.
-            command = line.split("| kubectl")[0]
-            for name, value in placeholders.items():
-                command = command.replace(name, value)
-            printed += self.run(command)
-        return printed
-
-    @contextmanager
-    def running(self, line: str, url: str, within_s: float = 150.0) -> Iterator[None]:
-        """Run a line that goes on until Ctrl-C, once a URL answers."""
-        process = self._start(f"exec {line}", subprocess.DEVNULL)
-        try:
-            deadline_s = time.monotonic() + within_s
-            while True:
-                try:
-                    if httpx.get(url, timeout=5).status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    pass
-                assert process.poll() is None, line
-                assert time.monotonic() < deadline_s, line
-                time.sleep(0.2)
-            yield
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 0
-        finally:
-            _kill_session(process.pid)
-
-
-def _kill_session(leader: int) -> None:
-    """End what a terminal has left running."""
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader:
-                process.kill()
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-
-
-def write_block(page: str, language: str, holding: str, file: Path) -> None:
-    """Write the block of a page that holds a text to a file."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", (REPOSITORY / page).read_text(), re.M | re.S)
-    [block] = [one for one in blocks if holding in one]
-    file.write_text(block)
 
 
 def rate(file: Path) -> None:
@@ -178,14 +72,18 @@ def rate(file: Path) -> None:
 
 def test_every_line_of_raypref_in_a_block_is_followed_by_a_test() -> None:
     pages = {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")} - {"docs/quickstart.md"}
-    assert {(page, heading) for page in pages for heading in sections(page)} == FOLLOWED
+    assert {(page, heading) for page in pages for heading in sections(REPOSITORY / page)} == FOLLOWED
 
 
 def test_the_readme_has_the_lines_of_the_page() -> None:
     def said(lines: Sections) -> list[list[str]]:
         return [line.split("#")[0].split() for section in lines.values() for line in section]
 
-    assert [line for line in said(sections("README.md")) if line not in said(sections("docs/data.md"))] == []
+    assert [
+        line
+        for line in said(sections(REPOSITORY / "README.md"))
+        if line not in said(sections(REPOSITORY / "docs/data.md"))
+    ] == []
 
 
 @pytest.mark.ray
@@ -224,8 +122,8 @@ def test_preferences_of_ones_own_from_texts_to_a_pushed_bundle(tmp_path: Path) -
         hub.stop()
 
 
-@pytest.fixture(scope="session")
-def demo(demo_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Terminal:
+@pytest.fixture(scope="module")
+def demo(demo_run: DemoRun) -> Terminal:
     """A folder in which `make demo` has run, and beside it what a checkout has."""
     (demo_run.folder / "serve_configs").symlink_to(REPOSITORY / "serve_configs")
     return Terminal(demo_run.folder)
@@ -244,7 +142,7 @@ def test_after_the_demo_a_basis_is_described(demo: Terminal) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_after_the_demo_the_explorer_has_its_page(demo: Terminal) -> None:
-    [line] = sections("docs/understand.md")["The explorer"]
+    [line] = sections(REPOSITORY / "docs/understand.md")["The explorer"]
     with demo.running(line, "http://127.0.0.1:8000/explore"):
         assert httpx.get("http://127.0.0.1:8000/readyz").status_code == 200
 
@@ -252,7 +150,7 @@ def test_after_the_demo_the_explorer_has_its_page(demo: Terminal) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_after_the_demo_a_service_learns_from_python(demo: Terminal) -> None:
-    keys, serve = sections("docs/serve.md")["Serve"]
+    keys, serve = sections(REPOSITORY / "docs/serve.md")["Serve"]
     key = demo.run(keys).strip()
     write_block("docs/serve.md", "python", "client.learn", demo.folder / "ask.py")
     asked = demo.folder / "ask.py"
@@ -307,7 +205,7 @@ def test_the_runbook_moves_users_and_turns_keys(tmp_path: Path) -> None:
             write(store, ANN, event("a"), event("b"))
             assert store.erase(ANN, 2.0)
             write(store, BEN, event("c"))
-        export, restore = sections("docs/operations.md")["Restore a store"]
+        export, restore = sections(REPOSITORY / "docs/operations.md")["Restore a store"]
         terminal.run(export)
         postgres.execute("DROP DATABASE raypref")
         postgres.execute("CREATE DATABASE raypref")
@@ -315,7 +213,7 @@ def test_the_runbook_moves_users_and_turns_keys(tmp_path: Path) -> None:
         with closing(open_store(postgres.address("raypref"))) as store:
             assert [state.shots for state in store.read([ANN, BEN])] == [0, 1]
     old = terminal.follow("docs/operations.md", "Deploy").strip()
-    create, revoke = sections("docs/operations.md")["Rotate secrets"]
+    create, revoke = sections(REPOSITORY / "docs/operations.md")["Rotate secrets"]
     new = terminal.run(create).strip()
     assert Keys.load(tmp_path / "keys.json").tenant_of(old) == "me"
     terminal.run(revoke.replace("0123456789abcdef", old.split("-")[1]))

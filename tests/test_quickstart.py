@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from raypref.demo.population import judge, load_bank
 from tests.conftest import REPOSITORY
+from tests.pages import Terminal
 
 PAGE = (REPOSITORY / "docs/quickstart.md").read_text()
 USERS, COMPARISONS = 300, 20
@@ -27,25 +23,7 @@ def test_the_page_leads_from_a_trl_dataset_to_a_scored_request(tmp_path: Path) -
         for row in judge(load_bank(), USERS, COMPARISONS, seed=3):
             file.write(json.dumps({"annotator": row.pop("user_id"), **row}) + "\n")
     script = "set -e\n" + "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    process = subprocess.Popen(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, errors = process.communicate(timeout=800)
-    finally:
-        for child in psutil.process_iter():
-            if os.getpgid(child.pid) == process.pid:
-                child.send_signal(signal.SIGKILL)
-    assert process.returncode == 0, printed + errors
+    printed = Terminal(tmp_path).run(script, timeout_s=800)
     rows = {
         name: list(map(float, re.findall(r"0\.\d+", line)))
         for line in printed.splitlines()
