@@ -12,8 +12,8 @@ help:  ## show this list
 demo: $(VENV)/installed  ## run the whole job on text that the project ships, with a report
 	$(BIN)/raypref demo
 
-test: $(VENV)/installed check  ## lint, types, floors, then every test
-	$(BIN)/pytest
+test: $(VENV)/installed check  ## lint, types, floors, then every test, up to ten failures
+	$(BIN)/pytest --maxfail=10
 
 load: $(VENV)/installed  ## overload, large requests and a soak of a running service, on an idle machine
 	$(BIN)/pytest tests/serve/chaos -m load -rP --log-level=INFO
