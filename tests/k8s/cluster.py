@@ -91,8 +91,12 @@ class LocalCluster:
         )
 
     def start(self, workers: int) -> None:
-        """Start the head and that many pods of the first worker group."""
+        """Start the head and that many pods of the first worker group, one after the other.
+
+        Here all nodes name their sockets in one folder: two that start at a time would take the same names.
+        """
         self.start_head()
+        self.wait("the head", lambda: self._alive() == 1)
         for number in range(workers):
             self.start_worker(f"worker-{number}")
 

@@ -71,9 +71,11 @@ def await_model(service: RealService, before: str, replicas: int) -> str:
     return last
 
 
-def steady(service: RealService, answers: list[Answer]):
-    """Fifty requests a second, more or less, of clients that retry nothing."""
-    return behind(lambda stop: score(service.url, stop.is_set, answers, clients=10, users=USERS, pause_s=0.2))
+def steady(service: RealService, answers: list[Answer], clients: int = 10):
+    """Five requests a second of each client, more or less, which retries nothing."""
+    return behind(
+        lambda stop: score(service.url, stop.is_set, answers, clients=clients, users=USERS, pause_s=0.2)
+    )
 
 
 def check_all_answered(answers: list[Answer]) -> None:
@@ -192,7 +194,7 @@ def test_scorers_come_and_go_without_a_failed_request(service: RealService) -> N
     LOG.info(f"{len(answers)} answers, slowest {max(answer.seconds for answer in answers):.2f} s")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(560)
 def test_load_calls_scorers_and_calm_sends_them_away_without_a_failed_request(service: RealService) -> None:
     service.scorers(
         3, least=1, target_ongoing_requests=2, upscale_delay_s=1, downscale_delay_s=3, look_back_period_s=3
@@ -202,13 +204,14 @@ def test_load_calls_scorers_and_calm_sends_them_away_without_a_failed_request(se
     counts: list[int] = []
 
     def await_scorers(count: int) -> None:
-        deadline_s = time.monotonic() + 90
+        deadline_s = time.monotonic() + 150
         while len(service.replicas("Scorer")) != count:
             assert time.monotonic() < deadline_s, f"{len(service.replicas('Scorer'))} Scorers, not {count}"
             time.sleep(0.2)
         counts.append(count)
 
-    with steady(service, answers):
+    # As many as one Scorer has under way at its target, however slow the machine is.
+    with steady(service, answers, clients=2):
         await_scorers(1)
         with behind(lambda stop: score(service.url, stop.is_set, answers, clients=64, users=USERS)):
             await_scorers(3)
