@@ -156,8 +156,9 @@ def test_after_the_demo_a_service_learns_from_python(demo: Terminal) -> None:
     asked = demo.folder / "ask.py"
     asked.write_text(asked.read_text().replace("rp-…", key))
     with demo.running(serve, "http://127.0.0.1:8000/readyz"):
-        mean, std, probability = re.findall(r"\[.*?\]", demo.run("python ask.py"))
-    assert len(mean.split()) == len(std.split()) == len(probability.split()) > 1
+        arrays = re.findall(r"\[.*?\]", demo.run("python ask.py"))
+    mean, std, probability = (re.findall(r"\d[\d.e+-]*", array) for array in arrays)
+    assert len(mean) == len(std) == len(probability) > 1
 
 
 @pytest.mark.ray
