@@ -13,7 +13,15 @@ demo: $(VENV)/installed  ## run the whole job on text that the project ships, wi
 	$(BIN)/raypref demo
 
 test: $(VENV)/installed check  ## lint, types, floors, then every test, up to ten failures
-	$(BIN)/pytest --maxfail=10
+	@$(MAKE) --no-print-directory -j2 test-ray test-rest
+
+# Two at a time, as tests on Ray wait more than they compute; what the rest prints comes at its end.
+.PHONY: test-ray test-rest
+test-ray: $(VENV)/installed
+	$(BIN)/pytest --maxfail=10 -m "ray and not load"
+
+test-rest: $(VENV)/installed
+	@$(BIN)/pytest --maxfail=10 -m "not ray and not load" > $(VENV)/test-rest.log 2>&1; code=$$?; cat $(VENV)/test-rest.log; exit $$code
 
 load: $(VENV)/installed  ## overload, large requests and a soak of a running service, on an idle machine
 	$(BIN)/pytest tests/serve/chaos -m load -rP --log-level=INFO
