@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raypref.client import AsyncClient, Client, ClientError, Comparison
+from raypref.client import AsyncClient, Client, ClientError, Comparison, NotFound
 from raypref.data.items import HASH_BYTES, write_items
 from raypref.k8s.kustomize import build
 from raypref.k8s.objects import at, of_kind
@@ -94,6 +94,8 @@ class Traffic:
     models: list[tuple[float, str]] = field(default_factory=list)
     """When an answer came, by the monotonic clock, and of which bundle."""
     failures: list[tuple[float, str]] = field(default_factory=list)
+    astray: list[float] = field(default_factory=list)
+    """When a call met a proxy that knew no route yet."""
     slowest_s: float = 0.0
     learned: Counter[str] = field(default_factory=Counter)
     degraded: int = 0
@@ -118,6 +120,8 @@ class Traffic:
                     assert np.isfinite(scores.mean).all()
                     self.models.append((time.monotonic(), scores.model))
                     self.degraded += int(scores.degraded.sum())
+            except NotFound:
+                self.astray.append(time.monotonic())
             except ClientError as error:
                 self.failures.append((time.monotonic(), repr(error)))
             self.slowest_s = max(self.slowest_s, time.monotonic() - begun_s)
@@ -128,7 +132,7 @@ class Traffic:
         """Say it in a line."""
         return (
             f"{len(self.models)} scores, {sum(self.learned.values())} comparisons, "
-            f"{len(self.failures)} failed, slowest {self.slowest_s:.2f} s"
+            f"{len(self.failures)} failed, {len(self.astray)} astray, slowest {self.slowest_s:.2f} s"
         )
 
 
@@ -207,6 +211,7 @@ def test_it_is_upgraded_in_place_and_no_call_fails(service: Service) -> None:
         time.sleep(3)
     LOG.info(f"upgrades: {traffic}; replicas anew after {rolled_s - swapped_s:.0f} s")
     assert traffic.failures == []
+    assert traffic.astray == []
     assert traffic.degraded == 0
     new = service.model()
     assert {model for _, model in traffic.models} == {old, new}
@@ -219,7 +224,8 @@ def test_the_head_dies_and_serving_goes_on(service: Service) -> None:
     service.await_running()
     known = service.shots()
     victim = next(iter(service.replicas("Scorer").values()))
-    # On Kubernetes no Service leads to the head; here its HAProxy is one of three, so a call may break.
+    # On Kubernetes no Service leads to the head; here its HAProxy is one of three, so a call may break, and
+    # may meet the new one before that knows a route.
     traffic = Traffic(retries=10)
     with behind(lambda stop: traffic.run(service.key, stop)):
         time.sleep(3)
@@ -242,6 +248,7 @@ def test_the_head_dies_and_serving_goes_on(service: Service) -> None:
         f"{whole_s - begun_s:.1f} s. In all: {traffic}"
     )
     assert traffic.failures == []
+    assert all(begun_s < at_s < whole_s for at_s in traffic.astray)
     answered = [at_s for at_s, _ in traffic.models]
     # Answers came all the while; a lost connection or replica cost a moment.
     assert max(np.diff(answered)) < 5
