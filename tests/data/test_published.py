@@ -18,10 +18,15 @@ import pytest
 from raypref import cli
 from raypref.config import InputConfig
 from raypref.data.importing import MARKER, Imported, dataset_of, import_dataset, table
+from raypref.data.items import ItemTable
+from raypref.data.prepare import prepare
 from raypref.data.published import DATASETS
 from raypref.data.published.personalllm import RESPONSES, SCALES
-from raypref.data.sources import Source
+from raypref.data.sources import Source, render
+from raypref.data.tables import Tables
 from raypref.errors import ConfigError, InputError
+from raypref.schema import content_hash
+from tests.data.corpus import TEMPLATE, run_config
 
 Rows = list[dict[str, Any]]
 
@@ -80,7 +85,14 @@ def prism(folder: Path, talks: int = 6) -> Path:
 
 def test_prism_makes_a_row_of_each_rejected_answer(read: Any, tmp_path: Path) -> None:
     imported, rows = read("prism", prism(tmp_path / "prism"))
-    assert imported.figures == {"comparisons": 6 * 4 + 2, "users": 2, "conversations": 9, "models": 1}
+    assert imported.figures == {
+        "comparisons": 6 * 4 + 2,
+        "users": 2,
+        "conversations": 9,
+        "utterances": 6 * 6 + 8,
+        "models": 1,
+    }
+    assert {row["group"] for row in rows} == {*(f"c{number}" for number in range(6)), "d"}
     first = [row for row in rows if row["prompt"] == [{"role": "user", "content": "c0, 0?"}]]
     assert [row["rejected"] for row in first] == [f"c0 other {other}" for other in range(3)]
     # A list of answers must never become the text of one: its brackets would give the answer away.
@@ -91,6 +103,7 @@ def test_prism_makes_a_row_of_each_rejected_answer(read: Any, tmp_path: Path) ->
     assert [message["role"] for message in second["prompt"]] == ["user", "assistant", "user"]
     assert "1396" in table(imported)
     assert "8011" in table(imported)
+    assert "68371" in table(imported)
 
 
 def test_prism_by_lores_protocol_keeps_the_talkative(read: Any, tmp_path: Path) -> None:
@@ -137,7 +150,47 @@ def test_prism_is_read_whatever_stands_beside_a_conversation(read: Any, tmp_path
 def test_prism_as_ratings(read: Any, tmp_path: Path) -> None:
     _, rows = read("prism", prism(tmp_path / "prism"), "form=ratings")
     assert Counter(row["rating"] for row in rows)[90] == 6 * 2 + 3
-    assert {"user_id", "prompt", "response", "rating"} == set(rows[0])
+    assert {"user_id", "prompt", "response", "rating", "group"} == set(rows[0])
+
+
+@pytest.mark.parametrize("form", ["comparisons", "ratings"])
+def test_prism_conversations_are_held_out_whole(read: Any, tmp_path: Path, form: str) -> None:
+    _, rows = read("prism", prism(tmp_path / "prism", talks=60), f"form={form}")
+    sides = ("response",) if form == "ratings" else ("chosen", "rejected")
+    text = {
+        content_hash(render(TEMPLATE, row["prompt"], row[side])): (row["prompt"], row[side], row["group"])
+        for row in rows
+        for side in sides
+    }
+    shares = {"unseen_share": 0, "cold_share": 0.5, "warm_share": 0, "valid_share": 0.1, "max_train": 1000}
+    splits: dict[str, dict[str, set[str]]] = {}
+    for unit in ("prompt", "group"):
+        config = run_config(tmp_path / unit, rows, unit=unit, max_heldout=1000, **shares)
+        prepare(config)
+        names = {row["item_id"]: text[row["content_hash"]] for row in items(config.items_dir)}
+        found = splits[unit] = defaultdict[str, set[str]](set)
+        tables = Tables.open(config.tables_dir)
+        made = [row for file in tables.files() for row in pq.read_table(file).to_pylist()]
+        for row in made:
+            found[names[row["chosen"]][2]].add(row["split"])
+            assert names[row["chosen"]][2] == names[row["rejected"]][2]
+        told = {
+            message["content"]
+            for row in made
+            if row["split"] == "train"
+            for message in names[row["chosen"]][0]
+        }
+        held = {names[row["chosen"]][1] for row in made if row["split"] == "cold"}
+        # What is to be guessed of one turn stands in the prompt of the next.
+        assert bool(held & told - {"more"}) == (unit == "prompt")
+    assert any(len(each) > 1 for each in splits["prompt"].values())
+    assert all(len(each) == 1 for each in splits["group"].values())
+    assert {split for each in splits["group"].values() for split in each} == {"train", "valid", "cold"}
+
+
+def items(directory: Path) -> Rows:
+    ItemTable.open(directory)
+    return [row for file in sorted(directory.rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def personalllm(path: Path, prompts: int = 30) -> Path:

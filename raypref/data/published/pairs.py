@@ -34,7 +34,7 @@ class TRL(Published):
             if prompt is None:
                 prompt, chosen, rejected = _explicit(chosen, rejected)
             row = {"user_id": record[self.user], "prompt": prompt, "chosen": chosen, "rejected": rejected}
-            yield row | {name: record[name] for name in ("timestamp", "weight") if name in record}
+            yield row | {name: record[name] for name in ("timestamp", "weight", "group") if name in record}
 
 
 class RewardBench(Published):
