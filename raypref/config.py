@@ -37,7 +37,7 @@ class InputConfig(Section):
 
     path: Path | None = Field(
         default=None,
-        description="Parquet, JSONL or CSV file, a folder of them, or a Hugging Face dataset on disk.",
+        description="Parquet, JSON lines or CSV file, a folder of them, or a Hugging Face dataset on disk.",
     )
     kind: Literal["auto", "comparisons", "ratings"] = Field(
         default="auto", description="The long form of the input; auto decides by the columns."
@@ -136,8 +136,10 @@ class PrepareConfig(Section):
 
     seed: int = Field(default=0, description="Seed of every random choice of the split.")
     unseen_share: Share = Field(default=0.3, description="Share of users that training never meets.")
-    unit: Literal["item", "prompt"] = Field(
-        default="item", description="What is held out whole: items or prompts."
+    unit: Literal["item", "prompt", "group"] = Field(
+        default="item",
+        description="What is held out whole: items, prompts, or groups of rows, which the input's column "
+        "`group` names (a conversation, say).",
     )
     cold_share: Share = Field(default=0.2, description="Share of units that no training comparison touches.")
     warm_share: Share = Field(

@@ -20,12 +20,12 @@ METADATA_FILE = "metadata.json"
 
 COMPARISON_COLUMNS = ("user_id", "prompt", "chosen", "rejected")
 RATING_COLUMNS = ("user_id", "prompt", "response", "rating")
-OPTIONAL_COLUMNS = ("timestamp", "weight")
+OPTIONAL_COLUMNS = ("timestamp", "weight", "group")
 
 Split = Literal["train", "valid", "warm", "cold"]
 """`train`: what methods learn from, and an unseen user's few shots. `valid`: early stopping, seen users only.
 `warm`: held out, its items stand in other users' training comparisons. `cold`: held out, its items (or
-prompts) stand in no training comparison of anybody."""
+prompts, or groups) stand in no training comparison of anybody."""
 
 Cohort = Literal["seen", "unseen"]
 

@@ -20,6 +20,9 @@ from raypref.schema import COMPARISON_COLUMNS, OPTIONAL_COLUMNS, RATING_COLUMNS
 COLUMNS = tuple(dict.fromkeys((*COMPARISON_COLUMNS, *RATING_COLUMNS, *OPTIONAL_COLUMNS)))
 """Every column that an input may have for us; all others are left unread."""
 
+JSON = (".json", ".json.gz")
+"""Read as JSON lines."""
+
 HUGGING_FACE_FILES = ("dataset_dict.json", "state.json")
 CSV_BLOCK_BYTES = 16 * 2**20
 
@@ -66,6 +69,8 @@ def readable(path: Path) -> list[Path]:
         and _reader(file) is not None
         and not any(part.startswith(hidden) for part in file.relative_to(path).parts)
     ]
+    # Beside files of another format JSON describes them: source.json, dataset_infos.json.
+    found = [file for file in found if not file.name.lower().endswith(JSON)] or found
     if not found:
         raise InputError(f"{path}: no file here that raypref reads ({', '.join(READERS)}).")
     return found
@@ -113,6 +118,10 @@ def _jsonl(file: Path, batch_rows: int, all_columns: bool) -> Iterator[RawColumn
 
 
 def _record(file: Path, line: int, text: bytes) -> dict[str, Any]:
+    if line == 1 and file.name.lower().endswith(JSON) and text.lstrip().startswith(b"["):
+        raise InputError(
+            f"{file}: is one list of records; give a record a line: jq -c '.[]' {file.name} > records.jsonl"
+        )
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -186,6 +195,7 @@ READERS: dict[str, Reader] = {
     ".parquet": _parquet,
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl,
+    **dict.fromkeys(JSON, _jsonl),
     ".csv": _csv,
     ".csv.gz": _csv,
 }

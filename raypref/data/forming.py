@@ -26,9 +26,10 @@ class Former:
     """Turns the rows of some users into comparisons with a split.
 
     Input columns are `user` (position among the bucket's users), `user_key`, `seen`, `prompt_key`,
-    `timestamp` and `row`, and then, for comparisons, `chosen`, `rejected`, their `_key`s and `weight`, for
-    ratings `item`, `item_key` and `rating`. Output columns are `user`, `chosen`, `rejected`, `split` (code),
-    `weight`, `timestamp` and `row`, by user in an order that depends on the comparisons alone.
+    `timestamp`, `row` and, where groups are held out, `group_key`, and then, for comparisons, `chosen`,
+    `rejected`, their `_key`s and `weight`, for ratings `item`, `item_key` and `rating`. Output columns
+    are `user`, `chosen`, `rejected`, `split` (code), `weight`, `timestamp` and `row`, by user in an order
+    that depends on the comparisons alone.
     """
 
     def __init__(self, config: PrepareConfig, min_rating_gap: float, tally: RowTally) -> None:
@@ -51,7 +52,7 @@ class Former:
         rows = take({**rows, "split": split}, split != STRADDLING)
         # Repeats are evidence and stay; numbering them makes their order independent of the input's.
         repeat_of = (rows["rejected_key"], rows["chosen_key"], rows["prompt_key"], rows["user"])
-        rows = take(rows, np.lexsort((rows["weight"], rows["timestamp"], *repeat_of)))
+        rows = take(rows, np.lexsort((rows["split"], rows["weight"], rows["timestamp"], *repeat_of)))
         repeats = _same_as_before(*(rows[n] for n in ("user", "prompt_key", "chosen_key", "rejected_key")))
         nth = _rank(~repeats).astype(np.uint64)
         name = mix(mix(rows["prompt_key"], rows["chosen_key"]), rows["rejected_key"])
@@ -117,7 +118,7 @@ class Former:
             yield start + chosen, first[start:end][chosen] + nth
 
     def _split(self, rows: Columns, item_key: np.ndarray) -> np.ndarray:
-        unit = item_key if self._config.unit == "item" else rows["prompt_key"]
+        unit = item_key if self._config.unit == "item" else rows[f"{self._config.unit}_key"]
         return self._splitter.split(rows["user_key"], rows["seen"], unit)
 
 

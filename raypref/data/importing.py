@@ -82,15 +82,17 @@ def import_dataset(dataset: Published, place: str, target: Path) -> Imported:
             for row in dataset.rows(Records(place), count):
                 rows += 1
                 try:
-                    user, *_, timestamp = parse(row)
+                    user, *_, timestamp, group = parse(row)
                     _require_no_list(row)
                 except BadRowError as error:
                     bad.add(str(error), [rows - 1])
                     continue
                 users.add(user)
                 written += 1
-                kept = {name: value for name, value in row.items() if name != "timestamp"} | {"user_id": user}
+                kept = {name: row[name] for name in row if name not in ("timestamp", "group")}
+                kept |= {"user_id": user}
                 kept |= {"timestamp": timestamp} if math.isfinite(timestamp) else {}
+                kept |= {} if group is None else {"group": group}
                 file.write(json.dumps(kept, ensure_ascii=False) + "\n")
         _require_sound(place, count, rows, bad)
         imported = Imported(

@@ -73,6 +73,8 @@ class _Preparation:
         unknown = RowTally()
         for batch in self.source.batches():
             columns = _address(batch, self.items)
+            if self.config.prepare.unit == "group":
+                columns["group_key"] = self._group_key(batch)
             sides = [columns[name] for name in ("item", "chosen", "rejected") if name in columns]
             unknown.add("unknown", columns["row"][np.min(sides, axis=0) < 0])
             bucket = self.splitter.bucket(columns["user_key"])
@@ -87,6 +89,16 @@ class _Preparation:
                 f"{self.source.path}: {bad.count} rows (first row {bad.first_row}) name texts that the items "
                 f"table {self.items.directory} does not have; run `raypref embed` on this input."
             )
+
+    def _group_key(self, batch: ComparisonRows | RatingRows) -> np.ndarray:
+        names = [group for group in batch.group if group is not None]
+        if len(names) < len(batch.group):
+            raise InputError(
+                f"{self.source.path}: row {batch.row[batch.group.index(None)]} has no group, and "
+                "prepare.unit=group holds out whole groups. Name one (a text or a whole number, such as a "
+                "conversation's id) in column `group` of every row, or set prepare.unit to item or prompt."
+            )
+        return keys_of([content_hash(name) for name in names])
 
     def _form(self, bucket: int) -> None:
         """Spill the bucket's users who have enough comparisons, and their comparisons, split."""

@@ -55,6 +55,8 @@ class ComparisonRows:
     weight: list[float]
     timestamp: list[float]
     """Seconds since 1970; NaN where the input has none."""
+    group: list[str | None]
+    """What a row belongs to, such as a conversation; None where the input does not say."""
 
     def items(self) -> Iterator[tuple[Text, Text]]:
         """Yield the (prompt, response) of every row: chosen, then rejected."""
@@ -73,6 +75,7 @@ class RatingRows:
     response: list[Text]
     rating: list[float]
     timestamp: list[float]
+    group: list[str | None]
 
     def items(self) -> Iterator[tuple[Text, Text]]:
         """Yield the (prompt, response) of every row."""
@@ -93,7 +96,8 @@ def parse_comparison(row: Mapping[str, Any]) -> tuple[Any, ...]:
     weight = _number(row.get("weight"), default=1.0)
     if weight <= 0:
         raise BadRowError("weight_not_positive")
-    return user_id, prompt, chosen, rejected, weight, _number(row.get("timestamp"), default=math.nan)
+    timestamp = _number(row.get("timestamp"), default=math.nan)
+    return user_id, prompt, chosen, rejected, weight, timestamp, _group(row.get("group"))
 
 
 def parse_rating(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -101,7 +105,8 @@ def parse_rating(row: Mapping[str, Any]) -> tuple[Any, ...]:
     user_id = _user(row["user_id"])
     prompt, response = _text(row["prompt"], empty=True), _text(row["response"])
     rating = _number(row["rating"])
-    return user_id, prompt, response, rating, _number(row.get("timestamp"), default=math.nan)
+    timestamp = _number(row.get("timestamp"), default=math.nan)
+    return user_id, prompt, response, rating, timestamp, _group(row.get("group"))
 
 
 def _user(value: object) -> str:
@@ -112,6 +117,14 @@ def _user(value: object) -> str:
     if not isinstance(value, str | int):
         raise BadRowError("malformed_user")
     return _unicode(str(value))
+
+
+def _group(value: object) -> str | None:
+    # Only who splits by groups needs them: without a name in `group`, a row is as good as any other.
+    try:
+        return _user(value)
+    except BadRowError:
+        return None
 
 
 def _text(value: object, *, empty: bool = False) -> Text:

@@ -36,7 +36,7 @@ def _finalise(x: np.ndarray) -> np.ndarray:
 
 
 class Splitter:
-    """The split of every user and of every unit (item or prompt), by name and seed alone."""
+    """The split of every user and of every unit (item, prompt or group), by name and seed alone."""
 
     def __init__(self, config: PrepareConfig) -> None:
         """Split by `config`'s seed and shares."""

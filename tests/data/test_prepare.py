@@ -223,6 +223,76 @@ def test_other_users_change_no_split(tmp_path: Path, kind: str) -> None:
     }
 
 
+def grouped(kind: str, users: int = 30, groups: int = 12) -> list[Row]:
+    """Return rows of groups that several users have; texts and prompts are a group's own."""
+    rows = []
+    for user in range(users):
+        for group in range(user % 3, groups, 2):
+            for row in INPUTS[kind](1, seed=100 * user + group)[:24]:
+                texts = {name: f"{row[name]} of {group}" for name in row if name not in ("user_id", "rating")}
+                more = {"user_id": f"user {user}", "group": f"group {group}"}
+                rows.append({**row, **texts, **more})
+    return rows
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_groups_are_held_out_whole(tmp_path: Path, kind: str) -> None:
+    rows = grouped(kind)
+    options = {"cold_share": 0.3, "warm_share": 0.2, "valid_share": 0.2, "max_train": 5000}
+    found: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for unit in ("prompt", "group"):
+        tables = prepared(tmp_path / unit, rows, unit=unit, max_heldout=5000, **options)
+        sides = ("response",) if kind == "ratings" else ("chosen", "rejected")
+        texts = {
+            content_hash(f"{row['prompt']}\n\n{row[side]}"): row["group"] for row in rows for side in sides
+        }
+        ids = ItemTable.open(tmp_path / unit / "items").rows_of(list(texts)).tolist()
+        group = dict(zip(ids, texts.values(), strict=True))
+        made = frame(tables)
+        found[unit] = {}
+        for row in made:
+            found[unit].setdefault((row["user_id"], group[row["chosen"]]), set()).add(row["split"])
+        assert {row["split"] for row in made} == set(SPLITS)
+    assert any(len(each) > 1 for each in found["prompt"].values())
+    assert all(len(each) == 1 for each in found["group"].values())
+    cold = {group for (_, group), each in found["group"].items() if each == {"cold"}}
+    assert 0 < len(cold) < 12
+    assert all(each == {"cold"} for (_, group), each in found["group"].items() if group in cold)
+
+
+def test_alike_rows_of_several_groups_are_prepared_in_no_order(tmp_path: Path) -> None:
+    rows = [
+        comparison(user, f"text {n}", f"text {n + 1}", group=group)
+        for user in range(20)
+        for n in range(10)
+        for group in range(6)
+    ]
+    options = {"unit": "group", "cold_share": 0, "warm_share": 0, "valid_share": 0.4, "max_train": 15}
+    first = prepared(tmp_path / "a", rows, min_heldout=0, **options)
+    second = prepared(tmp_path / "b", random.Random(1).sample(rows, len(rows)), min_heldout=0, **options)
+    assert frame(first) == frame(second)
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("group", [None, "", {"age": 30}, 0.5])
+def test_rows_without_a_group_are_refused_by_who_splits_by_it_alone(
+    tmp_path: Path, kind: str, group: object
+) -> None:
+    rows = INPUTS[kind](10)
+    plain = prepared(tmp_path / "plain", rows)
+    rows = [{**row, "group": group if place == 7 else place} for place, row in enumerate(rows)]
+    assert prepared(tmp_path / "ignored", rows).metadata.fingerprint == plain.metadata.fingerprint
+    config = run_config(tmp_path / "split", rows, unit="group")
+    with pytest.raises(InputError, match=r"row 7 has no group.*conversation's id.*prepare\.unit to item"):
+        prepare(config)
+    assert not config.tables_dir.exists()
+
+
+def test_an_input_without_groups_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"row 0 has no group.*column `group` of every row"):
+        prepared(tmp_path, comparisons(10), unit="group")
+
+
 def test_users_with_too_few_comparisons_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = comparisons(10) + [
         comparison(f"once {n}", "text 1", "text 2", prompt="prompt 1") for n in range(5)

@@ -18,10 +18,15 @@ import pytest
 from raypref import cli
 from raypref.config import InputConfig
 from raypref.data.importing import MARKER, Imported, dataset_of, import_dataset, table
+from raypref.data.items import ItemTable
+from raypref.data.prepare import prepare
 from raypref.data.published import DATASETS
 from raypref.data.published.personalllm import RESPONSES, SCALES
-from raypref.data.sources import Source
+from raypref.data.sources import Source, render
+from raypref.data.tables import Tables
 from raypref.errors import ConfigError, InputError
+from raypref.schema import content_hash
+from tests.data.corpus import TEMPLATE, run_config
 
 Rows = list[dict[str, Any]]
 
@@ -36,7 +41,7 @@ def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def read(tmp_path: Path) -> Callable[..., tuple[Imported, Rows]]:
     """Import, and read what came of it; what is written is an input of raypref."""
 
-    def read(name: str, place: Path, *settings: str) -> tuple[Imported, Rows]:
+    def read(name: str, place: Path | str, *settings: str) -> tuple[Imported, Rows]:
         target = tmp_path / "imported"
         imported = import_dataset(dataset_of(name, settings), str(place), target)
         assert Imported.model_validate_json((target / MARKER).read_text()) == imported
@@ -50,6 +55,14 @@ def read(tmp_path: Path) -> Callable[..., tuple[Imported, Rows]]:
         return imported, rows
 
     return read
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of repositories of data, laid out as the hub's, which `datasets` loads alike."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "hub"
 
 
 def utterance(user: str, talk: str, turn: int, said: Any, chosen: bool, **more: Any) -> dict[str, Any]:
@@ -80,7 +93,14 @@ def prism(folder: Path, talks: int = 6) -> Path:
 
 def test_prism_makes_a_row_of_each_rejected_answer(read: Any, tmp_path: Path) -> None:
     imported, rows = read("prism", prism(tmp_path / "prism"))
-    assert imported.figures == {"comparisons": 6 * 4 + 2, "users": 2, "conversations": 9, "models": 1}
+    assert imported.figures == {
+        "comparisons": 6 * 4 + 2,
+        "users": 2,
+        "conversations": 9,
+        "utterances": 6 * 6 + 8,
+        "models": 1,
+    }
+    assert {row["group"] for row in rows} == {*(f"c{number}" for number in range(6)), "d"}
     first = [row for row in rows if row["prompt"] == [{"role": "user", "content": "c0, 0?"}]]
     assert [row["rejected"] for row in first] == [f"c0 other {other}" for other in range(3)]
     # A list of answers must never become the text of one: its brackets would give the answer away.
@@ -91,6 +111,7 @@ def test_prism_makes_a_row_of_each_rejected_answer(read: Any, tmp_path: Path) ->
     assert [message["role"] for message in second["prompt"]] == ["user", "assistant", "user"]
     assert "1396" in table(imported)
     assert "8011" in table(imported)
+    assert "68371" in table(imported)
 
 
 def test_prism_by_lores_protocol_keeps_the_talkative(read: Any, tmp_path: Path) -> None:
@@ -137,7 +158,47 @@ def test_prism_is_read_whatever_stands_beside_a_conversation(read: Any, tmp_path
 def test_prism_as_ratings(read: Any, tmp_path: Path) -> None:
     _, rows = read("prism", prism(tmp_path / "prism"), "form=ratings")
     assert Counter(row["rating"] for row in rows)[90] == 6 * 2 + 3
-    assert {"user_id", "prompt", "response", "rating"} == set(rows[0])
+    assert {"user_id", "prompt", "response", "rating", "group"} == set(rows[0])
+
+
+@pytest.mark.parametrize("form", ["comparisons", "ratings"])
+def test_prism_conversations_are_held_out_whole(read: Any, tmp_path: Path, form: str) -> None:
+    _, rows = read("prism", prism(tmp_path / "prism", talks=60), f"form={form}")
+    sides = ("response",) if form == "ratings" else ("chosen", "rejected")
+    text = {
+        content_hash(render(TEMPLATE, row["prompt"], row[side])): (row["prompt"], row[side], row["group"])
+        for row in rows
+        for side in sides
+    }
+    shares = {"unseen_share": 0, "cold_share": 0.5, "warm_share": 0, "valid_share": 0.1, "max_train": 1000}
+    splits: dict[str, dict[str, set[str]]] = {}
+    for unit in ("prompt", "group"):
+        config = run_config(tmp_path / unit, rows, unit=unit, max_heldout=1000, **shares)
+        prepare(config)
+        names = {row["item_id"]: text[row["content_hash"]] for row in items(config.items_dir)}
+        found = splits[unit] = defaultdict[str, set[str]](set)
+        tables = Tables.open(config.tables_dir)
+        made = [row for file in tables.files() for row in pq.read_table(file).to_pylist()]
+        for row in made:
+            found[names[row["chosen"]][2]].add(row["split"])
+            assert names[row["chosen"]][2] == names[row["rejected"]][2]
+        told = {
+            message["content"]
+            for row in made
+            if row["split"] == "train"
+            for message in names[row["chosen"]][0]
+        }
+        held = {names[row["chosen"]][1] for row in made if row["split"] == "cold"}
+        # What is to be guessed of one turn stands in the prompt of the next.
+        assert bool(held & told - {"more"}) == (unit == "prompt")
+    assert any(len(each) > 1 for each in splits["prompt"].values())
+    assert all(len(each) == 1 for each in splits["group"].values())
+    assert {split for each in splits["group"].values() for split in each} == {"train", "valid", "cold"}
+
+
+def items(directory: Path) -> Rows:
+    ItemTable.open(directory)
+    return [row for file in sorted(directory.rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def personalllm(path: Path, prompts: int = 30) -> Path:
@@ -217,6 +278,29 @@ def test_tldr_keeps_workers_of_both_splits(read: Any, tmp_path: Path) -> None:
         read("tldr", jsonl(tmp_path / "few.jsonl", rows[:12]))
 
 
+def test_tldr_is_read_as_it_is_published(read: Any, tmp_path: Path) -> None:
+    """Files of JSON lines that are called batch3.json and so on, an oddity of theirs."""
+    for batch, split in ((3, "train"), (4, "valid1"), (5, "valid2")):
+        rows = [summary(worker, split, 1) for worker in "abcdef" for _ in range(ord(worker))]
+        jsonl(tmp_path / "comparisons" / f"batch{batch}.json", rows)
+    imported, found = read("tldr", tmp_path / "comparisons")
+    total = sum(map(ord, "abcdef"))
+    assert imported.figures["training_records"] == total
+    assert imported.figures["validation_records"] == 2 * total
+    assert {row["user_id"] for row in found} == {"c", "d", "e", "f"}
+    assert {"92858", "86086"} <= set(table(imported).split())
+    _, alone = read("tldr", tmp_path / "comparisons", "split=train")
+    assert len(alone) == sum(map(ord, "cdef"))
+
+
+def test_one_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
+    place = tmp_path / "batch3.json"
+    for indent in (None, 2):
+        place.write_text(json.dumps([summary("a", "train", 1)], indent=indent))
+        with pytest.raises(InputError, match=r"batch3\.json: is one list of records.*jq -c '\.\[\]'"):
+            import_dataset(dataset_of("tldr", []), str(place), tmp_path / "out")
+
+
 def test_tldr_leaves_out_articles_and_rows_of_nobody(read: Any, tmp_path: Path) -> None:
     rows = [
         summary(worker, split, 1)
@@ -268,6 +352,18 @@ def test_hh_users_are_parts(read: Any, tmp_path: Path) -> None:
     assert found[0]["prompt"] == [{"role": "user", "content": "Hi"}]
     assert imported.bad_records["no_common_prompt"].count == 1
     assert {row["user_id"] for row in read("hh", folder, "user=both")[1]} == {"both"}
+
+
+def test_hh_is_read_part_by_part_from_the_hub(read: Any, hub: Path) -> None:
+    for part in ("helpful-base", "harmless-base", "red-team-attempts"):
+        rows = [{"chosen": dialogue("Hi", f"{n} yes"), "rejected": dialogue("Hi", part)} for n in range(3)]
+        place = hub / "hh-rlhf" / part / "train.jsonl.gz"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    _, found = read("hh", f"hf:{hub / 'hh-rlhf'}")
+    assert Counter((row["user_id"], row["rejected"]) for row in found) == {
+        (part, part): 3 for part in ("helpful-base", "harmless-base")
+    }
 
 
 def test_hh_folders_name_parts_and_no_file_is_read_twice(read: Any, tmp_path: Path) -> None:
@@ -390,10 +486,39 @@ def test_helpsteer2_attributes_are_users(read: Any, tmp_path: Path) -> None:
         for number in range(2)
     ]
     imported, found = read("helpsteer2", jsonl(tmp_path / "train.jsonl", rows))
-    assert imported.figures == {"ratings": 10, "users": 5, "prompts": 1}
+    assert imported.figures == {"ratings": 10, "users": 5, "prompts": 1, "responses": 2}
+    assert ["responses", "2", "21362"] in [line.split() for line in table(imported).splitlines()]
     assert {row["rating"] for row in found if row["user_id"] == "verbosity"} == {4, 0}
     with pytest.raises(InputError, match="no_rating_of_0_to_4"):
         read("helpsteer2", jsonl(tmp_path / "odd.jsonl", [{**rows[0], "verbosity": 9}] * 2))
+
+
+def test_helpsteer2_prompts_of_several_turns_are_messages(read: Any, tmp_path: Path) -> None:
+    talk = "Say \u2713\n \n<extra_id_1>Assistant\nA\n\nB \n<extra_id_1>User\nMore"
+    ratings = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 3)
+    rows = [{"prompt": prompt, "response": "r", **ratings} for prompt in ("One\nturn", talk)]
+    _, found = read("helpsteer2", jsonl(tmp_path / "train.jsonl", rows))
+    assert [row["prompt"] for row in found[::5]] == [
+        "One\nturn",
+        [
+            {"role": "user", "content": "Say \u2713"},
+            {"role": "assistant", "content": "A\n\nB"},
+            {"role": "user", "content": "More"},
+        ],
+    ]
+
+
+def test_helpsteer2_as_it_is_published(read: Any, real_data: Path, tmp_path: Path) -> None:
+    subset = pq.read_table(real_data / "helpsteer2_train_ratings.parquet").to_pylist()
+    answers: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for row in subset:
+        answers[row["prompt"], row["response"]][row["user_id"]] = int(row["rating"])
+    rows = [{"prompt": prompt, "response": said, **rated} for (prompt, said), rated in answers.items()]
+    _, found = read("helpsteer2", jsonl(tmp_path / "train.jsonl", rows))
+    assert not any("<extra_id" in json.dumps(row) for row in found)
+    talks = [row["prompt"] for row in found if isinstance(row["prompt"], list)]
+    assert len(talks) == sum("<extra_id_1>" in row["prompt"] for row in subset) > 500
+    assert all(talk[-1]["role"] == "user" and talk[1]["role"] == "assistant" for talk in talks)
 
 
 def test_personalllm_scores_are_numbers(read: Any, tmp_path: Path) -> None:
@@ -483,8 +608,10 @@ def test_trl_forms(read: Any, tmp_path: Path, row: dict[str, Any], prompt: Any) 
 def test_trl_dataset_on_disk(read: Any, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {"user_id": ["a", "b"], "chosen": ["x", "y"], "rejected": ["u", "v"], "weight": [1.0, 2.0]}
-    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "disk"))
-    assert [row["weight"] for row in read("trl", tmp_path / "disk")[1]] == [1.0, 2.0]
+    datasets.Dataset.from_dict(rows | {"group": [7, None]}).save_to_disk(str(tmp_path / "disk"))
+    found = read("trl", tmp_path / "disk")[1]
+    assert [row["weight"] for row in found] == [1.0, 2.0]
+    assert [row.get("group") for row in found] == ["7", None]
 
 
 def test_trl_times_may_be_dates(read: Any, tmp_path: Path) -> None:
@@ -518,6 +645,86 @@ def test_rewardbench_users_are_subsets(read: Any, tmp_path: Path) -> None:
         ("safety", "a", "b"),
         ("safety", "a", "c"),
     ]
+
+
+def test_rewardbench_scores_make_users_of_models(read: Any, tmp_path: Path) -> None:
+    """As run_rm.py writes them: an object of columns a model, texts by that model's own template."""
+    pairs = [{"id": n, "subset": "math", "prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(4)]
+    bench = jsonl(tmp_path / "bench.jsonl", pairs)
+    scores: dict[str, tuple[list[Any], list[Any]]] = {}
+    scores["org/wise"] = [2.0, 1.5, 3.0, 0.0, 9.0], [1.0, 1.0, 1.0, 1.0, 8.0]
+    scores["org/odd"] = [[1.0], [-1.0], [0.5], [0.0], [9.0]], [[1.0], [1.0], [0.0], [1.0], [8.0]]
+    for model, (chosen, rejected) in scores.items():
+        columns = {
+            "text_chosen": ["<s>a"] * 5,
+            "text_rejected": ["<s>b"] * 5,
+            "results": [1] * 5,
+            "subset": ["math"] * 5,
+            "id": [*range(4), 77],
+            "scores_chosen": chosen,
+            "scores_rejected": rejected,
+            "model": model,
+            "model_type": "Seq. Classifier",
+        }
+        place = tmp_path / "eval-set-scores" / f"{model}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(columns, indent=4, sort_keys=True))
+    imported, found = read("rewardbench", bench, f"scores={tmp_path / 'eval-set-scores'}")
+    prefers = {(row["user_id"], row["prompt"]): row["chosen"] for row in found}
+    assert prefers == {
+        ("org/wise", "p0"): "a",
+        ("org/wise", "p1"): "a",
+        ("org/wise", "p2"): "a",
+        ("org/wise", "p3"): "b",
+        ("org/odd", "p1"): "b",
+        ("org/odd", "p2"): "a",
+        ("org/odd", "p3"): "b",
+    }
+    assert {kind: bad.count for kind, bad in imported.bad_records.items()} == {
+        "same_score": 1,
+        "no_such_pair": 2,
+    }
+    assert ["pairs", "4", "2985"] in [line.split() for line in table(imported).splitlines()]
+    place = tmp_path / "eval-set-scores" / "org" / "odd.json"
+    for text in ("{", "[]", json.dumps({"model": "m", "subset": ["math"]})):
+        place.write_text(text)
+        with pytest.raises(InputError, match=r"odd\.json: not scores as run_rm\.py writes them"):
+            read("rewardbench", bench, f"scores={place}")
+    with pytest.raises(InputError, match="no file of scores here"):
+        read("rewardbench", bench, f"scores={tmp_path / 'hub'}")
+
+
+def test_rewardbench_reads_what_was_filtered_alone(read: Any, tmp_path: Path, hub: Path) -> None:
+    row = {"subset": "math", "prompt": "p", "chosen": "a", "rejected": "b"}
+    repository = hub / "reward-bench"
+    for split, ids in (("raw", range(5)), ("filtered", range(1, 3))):
+        rows = [{**row, "id": number} for number in ids]
+        place = repository / "data" / f"{split}-00000-of-00001.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), place)
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in ("raw", "filtered"))
+    (repository / "README.md").write_text(card + "---\n")
+    datasets = pytest.importorskip("datasets")
+    datasets.load_dataset(str(repository)).save_to_disk(str(tmp_path / "disk"))
+    for place in (repository / "data", f"hf:{repository}", tmp_path / "disk"):
+        assert read("rewardbench", place)[0].figures["pairs"] == 2
+
+
+def test_prism_is_read_from_the_hub(read: Any, tmp_path: Path, hub: Path) -> None:
+    """The repository has a configuration a file; that of the utterances is the one that is read."""
+    expected = read("prism", prism(tmp_path / "prism"))
+    repository = prism(hub / "prism-alignment")
+    names = ("survey", "utterances")
+    card = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in names)
+    (repository / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    assert read("prism", f"hf:{repository}") == expected
+
+
+def test_what_the_hub_has_is_held_to_the_dataset(hub: Path, tmp_path: Path) -> None:
+    jsonl(hub / "other" / "train.jsonl", [{"a": 1}])
+    with pytest.raises(InputError, match=r"has no column user_id, chosen, rejected; it has a\."):
+        import_dataset(dataset_of("trl", []), f"hf:{hub / 'other'}", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", DATASETS, ids=lambda kind: kind.name)

@@ -64,6 +64,7 @@ def write_folder(path: Path, rows: list[Row]) -> Path:
     write_jsonl(path / "b.jsonl", rows[3:])
     (path / "README.md").write_text("not data")
     (path / ".hidden.jsonl").write_text("not read")
+    (path / "source.json").write_text('{"dataset": "described, not read"}\n')
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,11 @@ from pydantic import Field, PositiveInt
 
 from raypref.data.published.base import Count, Kind, Published, Row
 from raypref.data.published.records import Record, Records
+from raypref.data.rows import Text
 from raypref.errors import InputError
+
+TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+"""Begins every turn but the first of HelpSteer2's longer prompts."""
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
@@ -27,7 +32,8 @@ class HelpSteer2(Published):
     citation: ClassVar[str] = "HelpSteer2, arXiv 2406.08673 (NeurIPS 2024)"
     licence: ClassVar[str] = "CC BY 4.0"
     files: ClassVar[str] = "train.jsonl.gz, validation.jsonl.gz, or hf:nvidia/HelpSteer2"
-    published: ClassVar[Mapping[str, int]] = {"users": 5}
+    published: ClassVar[Mapping[str, int]] = {"responses": 21362}
+    """20,324 to train, 1,038 to validate."""
 
     @property
     def kind(self) -> Kind:
@@ -39,13 +45,14 @@ class HelpSteer2(Published):
         for record in records.read("prompt", "response", *HELPSTEER):
             count.records += 1
             count.met("prompts", record["prompt"])
+            count.met("responses", count.records)
             for attribute in HELPSTEER:
                 if str(record[attribute]) not in ("0", "1", "2", "3", "4"):
                     count.skip("no_rating_of_0_to_4")
                 else:
                     yield {
                         "user_id": attribute,
-                        "prompt": record["prompt"],
+                        "prompt": _turns(record["prompt"]),
                         "response": record["response"],
                         "rating": record[attribute],
                     }
@@ -131,6 +138,15 @@ class UltraFeedback(Published):
                     "chosen": chosen,
                     "rejected": rejected,
                 }
+
+
+def _turns(prompt: Any) -> Text:
+    """Return the messages of a prompt of several turns; one of a single turn stays as it is."""
+    if not isinstance(prompt, str) or TURN.search(prompt) is None:
+        return prompt
+    first, *others = TURN.split(prompt)
+    turns = [("User", first), *zip(others[::2], others[1::2], strict=True)]
+    return [{"role": who.lower(), "content": text} for who, text in turns]
 
 
 def _wanted(records: Records) -> dict[str, list[tuple[str, str]]]:

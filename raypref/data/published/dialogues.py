@@ -12,7 +12,9 @@ from pydantic import Field
 from raypref.data.published.base import Count, Published, Row
 from raypref.data.published.records import Records, stem
 from raypref.data.rows import Message
-from raypref.errors import InputError
+
+PARTS = ("helpful-base", "harmless-base")
+"""Folders of the hub's repository; it has more, of other kinds."""
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -25,25 +27,23 @@ class HH(Published):
     title: ClassVar[str] = "dialogues with two endings; users are its parts, helpful and harmless"
     citation: ClassVar[str] = "Bai et al., arXiv 2204.05862"
     licence: ClassVar[str] = "MIT"
-    files: ClassVar[str] = (
-        "JSONL (.gz) files of chosen and rejected, one a part; not the hub, which mixes the parts"
-    )
+    files: ClassVar[str] = "JSONL (.gz) files of chosen and rejected, one a part, or hf:Anthropic/hh-rlhf"
 
     published: ClassVar[Mapping[str, int]] = {"comparisons": 91038, "users": 2}
     """helpful-base 43,835 and 2,354, harmless-base 42,537 and 2,312; train and test."""
 
     user: str | None = Field(
-        default=None, description="Whose they are; default the name of the file, or of its folder."
+        default=None, description="Whose they are; default the name of the file or its folder, the part."
     )
 
     def rows(self, records: Records, count: Count) -> Iterator[Row]:
         """Yield the last answers after the turns that both dialogues share."""
-        files = records.files()
-        if not files and self.user is None:
-            raise InputError(f"{records.place}: the hub mixes the parts; download one, or set user.")
-        for place in files or [records.place]:
-            user = self.user or _part(Path(place))
-            for record in Records(str(place)).read("chosen", "rejected"):
+        columns = "chosen", "rejected"
+        parts = [(_part(file), Records(str(file)).read(*columns)) for file in records.files()]
+        parts = parts or [(part, records.read(*columns, folder=part)) for part in PARTS]
+        for part, found in parts:
+            user = self.user or part
+            for record in found:
                 count.records += 1
                 chosen, rejected = _messages(record["chosen"]), _messages(record["rejected"])
                 if not chosen or not rejected or chosen[:-1] != rejected[:-1]:

@@ -21,14 +21,22 @@ pair, and the prompt."""
 
 
 class Prism(Published):
-    """Opening turns (several models answer) and later turns (two answers of the one that was chosen)."""
+    """Opening turns (several models answer) and later turns (two answers of the one that was chosen).
+
+    A row's group is its conversation: later prompts of a conversation hold the answers chosen before them.
+    """
 
     name: ClassVar[str] = "prism"
     title: ClassVar[str] = "conversations of 1,396 people with 21 models, each answer rated"
     citation: ClassVar[str] = "PRISM, arXiv 2404.16019 (NeurIPS 2024)"
     licence: ClassVar[str] = "CC BY 4.0 (people) and CC BY-NC 4.0 (answers)"
     files: ClassVar[str] = "utterances.jsonl, or hf:HannahRoseKirk/prism-alignment"
-    published: ClassVar[Mapping[str, int]] = {"users": 1396, "conversations": 8011, "models": 21}
+    published: ClassVar[Mapping[str, int]] = {
+        "users": 1396,
+        "conversations": 8011,
+        "utterances": 68371,
+        "models": 21,
+    }
 
     protocol: Literal["plain", "lore"] = Field(
         default="plain",
@@ -52,6 +60,7 @@ class Prism(Published):
         talks: dict[tuple[str, str], dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
         for record in records.read(*COLUMNS, part="utterances"):
             count.records += 1
+            count.met("utterances", count.records)
             needed = COLUMNS if self.form == "ratings" else COLUMNS[:-1]
             if any(record[name] is None for name in needed):
                 count.skip("missing")
@@ -70,9 +79,10 @@ class Prism(Published):
                 answers.append({**record, "record": count.records - 1})
         held = Counter(user for (user, _), turns in talks.items() if self._counts(turns))
         least = max(self.min_conversations, LORE_CONVERSATIONS if self.protocol == "lore" else 1)
-        for (user, _), turns in talks.items():
+        for (user, conversation), turns in talks.items():
             if held[user] >= least:
-                yield from self._talk(user, turns, count)
+                for row in self._talk(user, turns, count):
+                    yield row | {"group": conversation}
 
     def _counts(self, turns: dict[int, list[Record]]) -> bool:
         """Return whether a conversation counts for its person: by LoRe's protocol, with a short turn."""

@@ -24,17 +24,24 @@ class Records:
         """Take the place; nothing is read yet."""
         self.place = place
 
-    def read(self, *columns: str, part: str | None = None) -> Iterator[Record]:
+    def read(
+        self, *columns: str, part: str | None = None, split: str | None = None, folder: str | None = None
+    ) -> Iterator[Record]:
         """Yield the records, each with all of its columns.
 
         Args:
             columns: that every file must have.
             part: which of several kinds of files, by how their names begin; the hub's configuration.
+            split: which of several splits: folders, or beginnings of file names; all, where there is none.
+            folder: which folder of the hub's repository; default what the repository says.
 
         Raises:
             InputError: nothing is there, it cannot be read, or a column is missing.
         """
-        yield from self._hub(columns, part) if self.place.startswith(HUB) else self._disk(columns, part)
+        if self.place.startswith(HUB):
+            yield from self._hub(columns, part, split, folder)
+        else:
+            yield from self._disk(columns, part, split)
 
     def files(self) -> list[Path]:
         """Return the files on disk; none of a dataset of the hub.
@@ -47,7 +54,7 @@ class Records:
         _require_there(Path(self.place))
         return readable(Path(self.place))
 
-    def _disk(self, columns: Sequence[str], part: str | None) -> Iterator[Record]:
+    def _disk(self, columns: Sequence[str], part: str | None, split: str | None) -> Iterator[Record]:
         path = Path(self.place)
         _require_there(path)
         places = [path]
@@ -55,6 +62,10 @@ class Records:
             places = [file for file in readable(path) if stem(file).startswith(part)]
             if not places:
                 raise InputError(f"{path}: no file named {part}* here ({', '.join(READERS)}).")
+        if split is not None and (path / split).is_dir():
+            places = [path / split]
+        elif split is not None and path.is_dir():
+            places = [file for file in readable(path) if stem(file).startswith(split)] or places
         for place in places:
             for where, raw in read_raw(place, BATCH_ROWS, all_columns=True):
                 _require(columns, list(raw), where)
@@ -62,7 +73,9 @@ class Records:
                 for values in zip(*raw.values(), strict=True):
                     yield dict(zip(names, values, strict=True))
 
-    def _hub(self, columns: Sequence[str], part: str | None) -> Iterator[Record]:
+    def _hub(
+        self, columns: Sequence[str], part: str | None, split: str | None, folder: str | None
+    ) -> Iterator[Record]:
         try:
             import datasets
         except ImportError as error:
@@ -70,14 +83,14 @@ class Records:
                 f"{self.place}: the hub is read by `datasets`; pip install 'raypref[hf]'."
             ) from error
         try:
-            found = datasets.load_dataset(self.place.removeprefix(HUB), part)
+            found = datasets.load_dataset(self.place.removeprefix(HUB), part, data_dir=folder)
         except Exception as error:  # the hub's own, of many kinds
             raise InputError(
                 f"{self.place}: cannot be loaded from the hub ({error}); download it and name the files."
             ) from error
-        for split in found.values():
-            _require(columns, split.column_names, self.place)
-            for record in split:
+        for records in [found[split]] if split in found else found.values():
+            _require(columns, records.column_names, self.place)
+            for record in records:
                 yield dict(record)
 
 

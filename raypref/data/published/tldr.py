@@ -29,9 +29,16 @@ class TLDR(Published):
     title: ClassVar[str] = "comparisons of summaries of Reddit posts, by worker"
     citation: ClassVar[str] = "Stiennon et al., arXiv 2009.01325 (NeurIPS 2020)"
     licence: ClassVar[str] = "as its repository says; the posts are their authors'"
-    files: ClassVar[str] = "comparisons as JSONL or Parquet, or hf:openai/summarize_from_feedback"
+    files: ClassVar[str] = (
+        "batch*.json of the comparisons, or Parquet of the hub's conversion (openai/summarize_from_feedback, "
+        "branch refs/convert/parquet); hf: runs no script, which that repository is"
+    )
 
-    published: ClassVar[Mapping[str, int]] = {"training_workers": 53}
+    published: ClassVar[Mapping[str, int]] = {
+        "training_workers": 53,
+        "training_records": 92858,
+        "validation_records": 86086,
+    }
 
     protocol: Literal["workers", "length"] = Field(
         default="workers",
@@ -49,6 +56,8 @@ class TLDR(Published):
             "info", "summaries", "choice", "worker", "split", part=self._part(records)
         ):
             count.records += 1
+            split = "train" if str(record["split"]).startswith("train") else "valid"
+            count.met("training_records" if split == "train" else "validation_records", count.records)
             row = self._row(record)
             if row is not None and row["prompt"] is None:
                 count.leave("article")  # of CNN and the Daily Mail, which some batches compare
@@ -56,7 +65,6 @@ class TLDR(Published):
             if row is None:
                 count.skip("malformed")
                 continue
-            split = "train" if str(record["split"]).startswith("train") else "valid"
             count.met("workers", row["user_id"])
             if split == "train":
                 count.met("training_workers", row["user_id"])
