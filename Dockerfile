@@ -3,9 +3,9 @@
 #   docker build --target cpu -t ghcr.io/raypref/raypref:0.1.0-cpu \
 #     --build-arg PYTHON_IMAGE=python:3.11.10-slim-bookworm@$(docker buildx imagetools inspect \
 #       python:3.11.10-slim-bookworm --format '{{.Manifest.Digest}}') .
-#   docker build --target sbom --output sbom .       # -> sbom/cpu.cdx.json: what the image holds, as CycloneDX
+#   docker build --target sbom --output sbom .       # -> sbom/{cpu,gpu}.cdx.json: the Python packages, as CycloneDX
 #
-# The base is an argument: give it with its digest, as above, and the same arguments make the same image.
+# The base is an argument: give it with its digest, as above, and everything but Debian's few packages is pinned.
 ARG PYTHON_IMAGE=python:3.11.10-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -30,18 +30,25 @@ COPY requirements/gpu.txt requirements/
 RUN /opt/venv/bin/python -m pip install --no-deps -r requirements/gpu.txt \
  && /opt/venv/bin/python -m pip install --no-deps --no-build-isolation /src
 
-FROM build-cpu AS describe
-RUN python -m venv /opt/sbom \
- && /opt/sbom/bin/python -m pip install cyclonedx-bom==7.5.0 \
- && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-file /cpu.cdx.json /opt/venv/bin/python
+FROM build AS describe
+RUN python -m venv /opt/sbom && /opt/sbom/bin/python -m pip install cyclonedx-bom==7.5.0
+COPY --from=build-cpu /opt/venv /opt/cpu
+COPY --from=build-gpu /opt/venv /opt/gpu
+RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-file /cpu.cdx.json /opt/cpu/bin/python \
+ && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-file /gpu.cdx.json /opt/gpu/bin/python
 
 FROM scratch AS sbom
-COPY --from=describe /cpu.cdx.json /cpu.cdx.json
+COPY --from=describe /cpu.cdx.json /gpu.cdx.json /
 
 FROM ${PYTHON_IMAGE} AS base
 LABEL org.opencontainers.image.title=raypref \
       org.opencontainers.image.description="Personal reward models at population scale, on Ray" \
       org.opencontainers.image.licenses=Apache-2.0
+# KubeRay's probes of a RayService's workers run wget, which the slim base lacks: without it no worker is ever ready.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends wget \
+ && rm -rf /var/lib/apt/lists/*
 # Not root, by number: the restricted pod security standard looks at numbers.
 RUN groupadd --gid 1000 raypref \
  && useradd --uid 1000 --gid 1000 --create-home raypref \
@@ -56,6 +63,13 @@ HEALTHCHECK --interval=30s --timeout=20s --start-period=60s CMD ["ray", "health-
 CMD ["raypref", "--help"]
 
 FROM base AS gpu
+# Triton compiles the launchers of vLLM's kernels where they run.
+USER 0
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+USER 1000:1000
 COPY --from=build-gpu /opt/venv /opt/venv
 
 FROM base AS cpu

@@ -47,9 +47,21 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
 
 def test_images_run_as_a_user_who_is_not_root() -> None:
-    assert "USER 1000:1000" in instructions("base")
     for stage in ("cpu", "gpu"):
-        assert not [line for line in instructions(stage) if line.startswith("USER")]
+        lines = [line for name in ("base", stage) for line in instructions(name) if line.startswith("USER")]
+        assert lines[-1] == "USER 1000:1000"
+
+
+def installed(stage: str) -> set[str]:
+    found = [re.search(r"apt-get install ((?:-\S+ )*)([^&]+)", line) for line in instructions(stage)]
+    return {package for match in found if match is not None for package in match[2].split()}
+
+
+def test_what_probes_and_kernels_need_is_there() -> None:
+    """KubeRay asks a RayService's workers how they are with wget; Triton compiles with gcc."""
+    assert installed("base") == {"wget"}
+    assert installed("gpu") == {"gcc", "libc6-dev"}
+    assert instructions("cpu") == ["COPY --from=build-cpu /opt/venv /opt/venv"]
 
 
 def test_manifests_name_the_image_of_this_version() -> None:
