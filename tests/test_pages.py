@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from raypref.demo.population import CONCENTRATION, TASTES, load_bank
+from raypref.k8s.objects import at
 from raypref.serve.keys import Keys
 from raypref.serve.stores import open_store
 from tests.conftest import REPOSITORY, DemoRun
@@ -35,7 +36,6 @@ FOLLOWED = {
     ("docs/data.md", "Your own preferences"),
     ("docs/federated.md", "Train where data may not move"),
     ("docs/kubernetes.md", "A run of your own"),
-    ("docs/kubernetes.md", "Kubernetes"),
     ("docs/kubernetes.md", "Manifests, checked"),
     ("docs/operations.md", "Deploy"),
     ("docs/operations.md", "Restore a store"),
@@ -187,7 +187,6 @@ def test_a_run_and_the_manifests_are_made_for_a_cluster(tmp_path: Path) -> None:
     for name in ("jobs", "k8s", "serve_configs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     terminal = Terminal(tmp_path)
-    assert re.fullmatch(r"rp-\S+\n", terminal.follow("docs/kubernetes.md", "Kubernetes"))
     run = {"dir": "runs/ann", "input": {"path": "runs/ann.parquet"}, "method": {"type": "vrf"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     objects = list(yaml.safe_load_all(terminal.follow("docs/kubernetes.md", "A run of your own")))
@@ -195,6 +194,25 @@ def test_a_run_and_the_manifests_are_made_for_a_cluster(tmp_path: Path) -> None:
     if not CRDS.is_dir():
         pytest.skip(f"no custom resource definitions of KubeRay in {CRDS}")
     terminal.follow("docs/kubernetes.md", "Manifests, checked", FOLDER=str(CRDS))
+
+
+def test_from_a_cluster_to_a_scored_request_in_under_fifteen_commands(tmp_path: Path) -> None:
+    section = (REPOSITORY / "README.md").read_text().split("## On Kubernetes\n")[1].split("\n## ")[0]
+    block = section.split("```\n")[1].replace("\\\n", " ")
+    commands = block.splitlines()
+    assert len(commands) < 15
+    assert not re.search("&&|;", block)
+    terminal = Terminal(tmp_path)
+    (tmp_path / "k8s").symlink_to(REPOSITORY / "k8s")
+    [key] = [command for command in commands if "raypref keys" in command]
+    assert re.fullmatch(r"rp-\S+\n", terminal.run(f"{key}\necho $KEY"))
+    assert (tmp_path / "keys.json").is_file()
+    picked = [command.split("| kubectl apply -l ") for command in commands if "kubectl kustomize" in command]
+    assert len(picked) == 2
+    for build, selected in picked:
+        name, value = selected.split()[0].split("=")
+        found = [at(one, "metadata.labels", {}) for one in yaml.safe_load_all(terminal.run(build))]
+        assert value in [labels.get(name) for labels in found]
 
 
 def test_the_runbook_moves_users_and_turns_keys(tmp_path: Path) -> None:
