@@ -45,7 +45,7 @@ class LocalCluster:
         app: Path,
         spec: Manifest,
         environment: Mapping[str, str] | None = None,
-        redis: str | None = None,
+        redis: tuple[str, str] | None = None,
     ) -> None:
         """Prepare it.
 
@@ -53,7 +53,7 @@ class LocalCluster:
             app: the image's working directory.
             spec: RayClusterSpec.
             environment: what the manifest takes from Secrets.
-            redis: host:port that `gcsFaultToleranceOptions` names.
+            redis: the host:port and the password that `gcsFaultToleranceOptions` names.
         """
         self.app = app
         self.spec = spec
@@ -116,7 +116,9 @@ class LocalCluster:
         environment = {}
         if self._redis is not None:
             # As KubeRay does for `gcsFaultToleranceOptions`; its namespace is the RayCluster's UID.
-            environment = {"RAY_REDIS_ADDRESS": self._redis, "RAY_external_storage_namespace": "test"}
+            address, password = self._redis
+            environment = {"RAY_REDIS_ADDRESS": address, "RAY_external_storage_namespace": "test"}
+            arguments.append(f"--redis-password={password}")
         self._start("head", group, arguments, environment)
         self.wait("the dashboard", lambda: self.get("/api/version").status_code == 200)
 

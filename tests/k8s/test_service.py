@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 URL = "http://127.0.0.1:8000"
 USERS, ASKERS, PAUSE_S = 20, 6, 0.1
 AWAY_S = 20.0
+PASSWORD = "not-a-secret"
 NAMES = [f"user-{number}" for number in range(USERS)]
 BUNDLE = "runs/preferences/bundle"
 
@@ -159,6 +160,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         postgres = stack.enter_context(running(Postgres))
         postgres.execute("CREATE DATABASE raypref")
         redis = stack.enter_context(running(Redis))
+        assert isinstance(redis, Redis)
+        with redis.client() as client:
+            client.config_set("requirepass", PASSWORD)
         secret = {
             "PGHOST": "127.0.0.1",
             "PGPORT": str(postgres.port),
@@ -166,7 +170,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             "PGPASSWORD": "unused",
         }
         cluster = LocalCluster(
-            app, at(rayservice, "spec.rayClusterConfig"), secret, redis=f"127.0.0.1:{redis.port}"
+            app,
+            at(rayservice, "spec.rayClusterConfig"),
+            secret,
+            redis=(f"127.0.0.1:{redis.port}", PASSWORD),
         )
         stack.callback(cluster.stop)
         cluster.start(workers=2)
