@@ -28,6 +28,7 @@ class Spy(InProcess):
         self.sent: list[bytes] = []
         self.own: list[bytes] = []
         self.came: list[bytes] = []
+        self.phases: list[str] = []
         self.failures: list[str] = []
 
     def ask(self, phase: str, common: bytes, own: Mapping[int, bytes], deadline_s: float) -> Iterator[Answer]:
@@ -39,6 +40,7 @@ class Spy(InProcess):
             else:
                 assert answer.failure == ""
                 self.came.append(answer.content)
+                self.phases.append(phase)
             yield answer
 
 
@@ -106,6 +108,30 @@ def test_no_comparison_and_no_embedding_of_a_client_is_in_what_it_sends(
                 assert emb_D.tobytes()[:16] not in content
                 assert emb_D.astype(np.float32).tobytes()[:16] not in content
             assert ids_M[:2].tobytes() not in content
+
+
+def test_under_masks_keys_sealed_shares_and_a_hidden_update_cross(population: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path / "run", population, masking=True, rounds=1)
+    spy = Spy(hosted(config, tmp_path / "clients"))
+    (done,) = federate(begun(config, spy), spy, config.federated)
+    names = {str(client) for client in done.found.clients}
+    # A majority of six takes the masks off.
+    assert spy.phases == ["keys"] * 6 + ["shares"] * 6 + ["train"] * 6 + ["unmask"] * 4
+    for phase, content in zip(spy.phases, spy.came, strict=True):
+        if phase == "keys":
+            assert len(content) == 64
+        elif phase == "shares":
+            parts = load(content)
+            assert len(parts) == 5
+            assert parts.keys() < names
+            # A nonce of 12 bytes, two shares of 16, and a tag of 16.
+            assert {part.nbytes for part in parts.values()} == {60}
+        elif phase == "train":
+            assert load(content).keys() == {"masked", "vector_Z"}
+        else:
+            parts = load(content)
+            assert parts.keys() == {f"seed.{name}" for name in names}
+            assert {part.nbytes for part in parts.values()} == {16}
 
 
 class SpilledError(Exception):
