@@ -40,7 +40,8 @@ BUNDLE_USERS_SCHEMA = pa.schema(
         pa.field("vector", pa.list_(pa.float32()), nullable=False),
     ]
 )
-"""One row a seen user: how many comparisons `infer` saw, and the vector it returned."""
+"""One row a seen user: how many comparisons `infer` saw, 0 where a client did not tell, and the vector it
+returned."""
 
 
 class BundleInfo(BaseModel):

@@ -282,10 +282,12 @@ class FederatedConfig(Section):
         default=100, description="Rounds after which a peer's vector is too old to be sent."
     )
     quorum: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="Share of a round's clients whose updates close it."
+        default=1.0,
+        description="Share of a round's clients whose updates close it; masked, more than half at the least.",
     )
     deadline_s: PositiveFloat = Field(
-        default=600.0, description="Seconds after which a round closes with the updates that came."
+        default=600.0,
+        description="Seconds after which a round closes with the updates that came; masked, all its steps.",
     )
     drop_out: Share = Field(
         default=0.0, description="Share of clients that fail in a round on purpose: a rehearsal."

@@ -1,12 +1,15 @@
 """How many clients a second federated training takes, beside the same local steps in one plain loop.
 
-    python jobs/benchmarks/federated_scale.py [--quick --out FOLDER --users 1000 100000]
+    python jobs/benchmarks/federated_scale.py [--quick --out FOLDER --users 1000 100000 --turns 3]
 
 Planted clients, each with 45 comparisons; 100 of them are in a round and take 10 steps. Ours runs on a pool
 of Ray actors, one a core, and writes every closed round and every client's own rows to disk. The plain loop
 calls the same local steps for the same clients one after the other in one process, and keeps all it has in
-memory: no actors, no messages, no disk. It is given one thread and all of them; the better counts.
-The two take turns. Memory is that of all processes of ours together, shared pages counted once.
+memory: no actors, no messages, no disk. It is given one thread and all of them; the better counts. So the
+ratio is that of as many processes as there are cores to one.
+The two take turns. Memory is that of all processes of ours together, shared pages counted once; its growth is
+the median of a run's second half over that of the quarter before. A run is 8 rounds, so at most 800 clients
+take part in one.
 
 Writes `results/federated_scale.json`. Run it on an idle machine.
 """

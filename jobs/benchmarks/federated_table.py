@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+SIZES = "federated_sizes.json"
+"""Of the study that `federated.py --study sizes` runs."""
 
 
 def main() -> None:
@@ -15,6 +17,9 @@ def main() -> None:
     study = json.loads((RESULTS / "federated.json").read_text())
     print("\n".join(accuracies(study)))
     print()
+    if (RESULTS / SIZES).is_file():
+        print("\n".join(accuracies(json.loads((RESULTS / SIZES).read_text()))))
+        print()
     print("\n".join(costs(study, json.loads((RESULTS / "federated_scale.json").read_text()))))
 
 

@@ -6,8 +6,10 @@ Both add the same numbers in fixed point and come to the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from time import monotonic
 from typing import TypeVar
 
 import numpy as np
@@ -33,6 +35,10 @@ from raypref.federated.phases import KEYS, SHARES, TRAIN, UNMASK, Transport
 from raypref.federated.unmasking import Server as Unmasking
 
 T = TypeVar("T")
+
+CLOSES = {KEYS: 1 / 8, SHARES: 1 / 4, TRAIN: 7 / 8, UNMASK: 1.0}
+"""When a phase of a masked round closes at the latest, as a share of the round's deadline. What a phase
+leaves is the next one's, and training leaves time to take the masks off."""
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Collected:
     losses: list[float] = field(default_factory=list)
     """Of clients, where they tell."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Of clients that failed, and why."""
+    """Of clients that failed: the kind of error, and why, where the server found it."""
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -113,11 +119,14 @@ class Aggregation:
             return update, fixed_point.encode(self._layout.pack(update.delta, update.weight))
 
         own = {client: write_number(last) for client, last in since.items()}
-        for client, (update, numbers_G) in self._ask(found, TRAIN, broadcast, own, read):
+        enough = self._quorum(len(since))
+        deadline_s = self._config.deadline_s
+        for client, (update, numbers_G) in self._ask(found, TRAIN, broadcast, own, read, deadline_s):
             total_G += numbers_G
             if update.loss is not None:
                 found.losses.append(update.loss)
-            if self._counts(found, client, update.vector_Z, since):
+            self._count(found, client, update.vector_Z)
+            if len(found.clients) >= enough:
                 break
         if since and not found.clients:
             late = f"no answer within {self._config.deadline_s:g} s."
@@ -129,11 +138,20 @@ class Aggregation:
             raise AggregationError(f"{len(since)} clients are too few for a sum that hides each.")
         session = Session.of_majority(self._run, round, len(since), self._layout.size, BOUND)
         server = Unmasking(session)
+        enough = max(session.threshold, self._quorum(len(since)))
+        began_s = monotonic()
+
+        def ask(
+            phase: str, common: bytes, own: Mapping[int, bytes], read: Callable[[bytes], T]
+        ) -> Iterator[tuple[int, T]]:
+            left_s = began_s + CLOSES[phase] * self._config.deadline_s - monotonic()
+            return self._ask(found, phase, common, own, read, left_s)
+
         asked = dict.fromkeys(since, b"")
-        roster = server.enrol(dict(self._ask(found, KEYS, session.context, asked, read_keys)))
+        roster = server.enrol(_first(enough, ask(KEYS, session.context, asked, read_keys)))
         keys = write_by_client({client: write_keys(key) for client, key in roster.items()})
         asked = dict.fromkeys(roster, b"")
-        inboxes = server.route(dict(self._ask(found, SHARES, keys, asked, read_by_client)))
+        inboxes = server.route(_first(enough, ask(SHARES, keys, asked, read_by_client)))
         own = {
             client: write_number(since[client]) + write_by_client(inbox) for client, inbox in inboxes.items()
         }
@@ -144,13 +162,15 @@ class Aggregation:
             self._require_vector(update.vector_Z)
             return update
 
-        for client, update in self._ask(found, TRAIN, broadcast, own, read):
+        for client, update in ask(TRAIN, broadcast, own, read):
             masked[client] = update.numbers
-            if self._counts(found, client, update.vector_Z, since):
+            self._count(found, client, update.vector_Z)
+            if len(masked) >= enough:
                 break
         survivors = server.collect(masked)
         asked = dict.fromkeys(sorted(survivors), b"")
-        revealed = dict(self._ask(found, UNMASK, write_clients(survivors), asked, read_shares))
+        # A majority takes the masks off; nobody need wait for the others.
+        revealed = _first(session.threshold, ask(UNMASK, write_clients(survivors), asked, read_shares))
         return self._layout.unpack(server.unmask(revealed))
 
     def _ask(
@@ -160,10 +180,13 @@ class Aggregation:
         common: bytes,
         own: Mapping[int, bytes],
         read: Callable[[bytes], T],
+        deadline_s: float,
     ) -> Iterator[tuple[int, T]]:
-        """Ask, take note of the bytes and of who failed, and yield what came."""
+        """Ask, take note of the bytes and of who failed, and yield what came; ask nobody if time is up."""
+        if deadline_s <= 0:
+            return
         found.traffic.down += sum(len(common) + len(payload) for payload in own.values())
-        for answer in self._transport.ask(phase, common, own, self._config.deadline_s):
+        for answer in self._transport.ask(phase, common, own, deadline_s):
             if answer.content is None:
                 found.failures[answer.client] = answer.failure
                 continue
@@ -171,7 +194,7 @@ class Aggregation:
             try:
                 yield answer.client, read(answer.content)
             except (CorruptError, AggregationError) as error:
-                found.failures[answer.client] = str(error)
+                found.failures[answer.client] = f"{type(error).__name__}: {error}"
 
     def _require_vector(self, vector_Z: Tensor | None) -> None:
         """Raise CorruptError for a user vector that is missing, not wanted, or of no use to anybody."""
@@ -183,12 +206,18 @@ class Aggregation:
         if not fits:
             raise CorruptError(f"an update has no user vector of {self._width} finite numbers.")
 
-    def _counts(
-        self, found: Collected, client: int, vector_Z: Tensor | None, since: Mapping[int, int]
-    ) -> bool:
-        """Take note of a client whose update came, and return whether the round has its quorum."""
+    def _quorum(self, sampled: int) -> int:
+        """Return how many updates close a round."""
+        return math.ceil(self._config.quorum * sampled)
+
+    def _count(self, found: Collected, client: int, vector_Z: Tensor | None) -> None:
+        """Take note of a client whose update came."""
         found.clients.append(client)
         if vector_Z is not None:
             found.vectors[client] = vector_Z
             found.traffic.vectors += vector_Z.nbytes
-        return len(found.clients) >= math.ceil(self._config.quorum * len(since))
+
+
+def _first(count: int, answers: Iterable[tuple[int, T]]) -> dict[int, T]:
+    """Return the first answers, by client; whoever comes later is not waited for."""
+    return dict(islice(answers, count))

@@ -44,7 +44,7 @@ class FixedPoint:
         if beyond_G.any():
             first = int(beyond_G.argmax())
             raise AggregationError(
-                f"Number {first} of a client's vector is {values_G[first]}: only up to ±{self.bound} can be "
+                f"Number {first} of a client's vector is too large, or none: only up to ±{self.bound} can be "
                 "added. Clip updates to a smaller norm, or raise the bound for all."
             )
         return np.rint(np.ldexp(values_G, self.bits)).astype(np.int64).view(np.uint64)

@@ -1,4 +1,4 @@
-"""The groups that a server puts its clients in: balanced k-means on their vectors, matched to prototypes."""
+"""The groups that a server puts its clients in: k-means of about equal shares, matched to prototypes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ ROUNDS = 20
 def group(model: RewardModel, vector_JZ: Tensor, before_J: Tensor) -> Tensor:
     """Return each client's group, the number of the prototype that its cluster is nearest to (int64).
 
-    The clusters are of about equal size (FedVPA-GP, arXiv 2605.30873), found from where they were in the
-    round before, and from the prototypes at first. A Hungarian matching by cosine names them, so a group
-    keeps its prototype from round to round. -1 where the method has no prototypes, or more than clients.
+    The clusters are of about equal size (FedVPA-GP, arXiv 2605.30873), by Sinkhorn's iterations, found from
+    where they were in the round before, and from the prototypes at first. A Hungarian matching by cosine
+    names them, so a group keeps its prototype from round to round. -1 where the method has no prototypes, or
+    more than clients.
 
     Args:
         model: its `landscape` says where users and prototypes are.

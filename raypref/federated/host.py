@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,9 +33,15 @@ from raypref.federated.rows import FIRST, RowsTable
 from raypref.train.shards import own_rows, shared_parameters
 from raypref.types import Dims
 
+LOG = logging.getLogger(__name__)
+
 
 class DroppedOutError(RayprefError):
     """A client fails on purpose: `federated.drop_out` rehearses it."""
+
+
+class LostSecretsError(RayprefError):
+    """A client's process was started anew in the middle of a masked round, whose secrets it had in memory."""
 
 
 class Host:
@@ -76,6 +83,7 @@ class Host:
         Raises:
             DroppedOutError: the client fails on purpose.
             DivergedError: its training did.
+            LostSecretsError: it knows nothing of the masked round that it is asked to go on with.
             AggregationError: secure aggregation was asked for something that would bare its update.
         """
         return self._phases[phase](client, common, own)
@@ -89,11 +97,12 @@ class Host:
 
     def _shares(self, client: int, common: bytes, own: bytes) -> bytes:
         roster = {peer: read_keys(keys) for peer, keys in read_by_client(common).items()}
-        return write_by_client(self._masking[client].share(roster))
+        return write_by_client(self._masked(client).share(roster))
 
     def _train(self, client: int, common: bytes, own: bytes) -> bytes:
         broadcast, (since, inbox) = Broadcast.from_bytes(common), read_number(own)
         self._maybe_drop_out(client, broadcast.round)
+        masks = self._masked(client) if self._config.federated.masking else None
         bucket, learn = self._comparisons[client]
         kept = self._fresh if since == FIRST or not self._fresh else self._rows.read(bucket, client, since)
         own_comparisons = learn.select(np.array([client]))
@@ -102,14 +111,21 @@ class Host:
         )
         if self._fresh:
             self._rows.write(bucket, client, since, broadcast.round, kept)
-        if not self._config.federated.masking:
+        if masks is None:
             return update.to_bytes()
         numbers_G = self._layout.pack(update.delta, update.weight)
-        masked = self._masking[client].mask(numbers_G, read_by_client(inbox))
+        masked = masks.mask(numbers_G, read_by_client(inbox))
         return Masked(masked, update.vector_Z).to_bytes()
 
     def _unmask(self, client: int, common: bytes, own: bytes) -> bytes:
-        return write_shares(self._masking[client].unmask(read_clients(common)))
+        return write_shares(self._masked(client).unmask(read_clients(common)))
+
+    def _masked(self, client: int) -> Client:
+        """Return what a client knows of the masked round that it is in."""
+        try:
+            return self._masking[client]
+        except KeyError:
+            raise LostSecretsError(f"client {client} has no secrets of this round.") from None
 
     def _maybe_drop_out(self, client: int, round: int) -> None:
         entropy = np.random.SeedSequence((self._config.train.seed, client, round))
@@ -138,8 +154,12 @@ class InProcess:
 
 
 def attempt(host: Host, phase: str, client: int, common: bytes, own: bytes) -> Answer:
-    """Ask a client of a host; whatever goes wrong with it is an answer too and stops nobody else."""
+    """Ask a client of a host; whatever goes wrong with it is an answer too and stops nobody else.
+
+    The answer names the kind of error alone: its text may hold the client's numbers, and stays here.
+    """
     try:
         return Answer(client, host.answer(phase, client, common, own))
     except Exception as error:
-        return Answer(client, None, f"{type(error).__name__}: {error}")
+        LOG.debug("client %d failed", client, exc_info=True)
+        return Answer(client, None, type(error).__name__)

@@ -29,6 +29,7 @@ class Answer:
     content: bytes | None
     """None where the client failed."""
     failure: str = ""
+    """The kind of error, no more: a text could tell of what the client has."""
 
 
 class Transport(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from raypref.config import RunConfig
 from raypref.data.items import ItemTable
@@ -119,7 +119,5 @@ class Pool:
 def _answer(reference: Any, client: int) -> Answer:
     try:
         return ray.get(reference)
-    except RayActorError as error:
-        return Answer(client, None, f"its worker died: {str(error).splitlines()[0]}")
     except RayError as error:
-        return Answer(client, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return Answer(client, None, type(error).__name__)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from raypref.federated.layout import Layout
 from raypref.federated.phases import Transport
 from raypref.federated.server import Server
 from raypref.train.shards import shared_parameters
+
+LOG = logging.getLogger(__name__)
 
 FRUITLESS = 3
 """Rounds in a row in which nothing could be added, after which a run gives up."""
@@ -44,13 +48,24 @@ class Round:
         """Clients whose update had not come when the round closed."""
         return self.sampled - len(self.found.clients) - self.failed
 
+    def said(self) -> str:
+        """Return in a line how many clients counted, how many failed of what, and how many were late."""
+        failures = self.found.failures
+        kinds = Counter(failures[client].partition(":")[0] for client in failures.keys() - self.found.clients)
+        lost = [f"{count} failed of {kind}" for kind, count in sorted(kinds.items())]
+        if self.late and not self.found.trouble:
+            lost.append(f"{self.late} late")
+        said = ", ".join([f"{len(self.found.clients)} of {self.sampled} clients counted", *lost])
+        trouble = f"; nothing could be added up: {self.found.trouble}" if self.found.trouble else ""
+        return f"round {self.round}: {said}{trouble}"
+
 
 def federate(
     server: Server, transport: Transport, config: FederatedConfig, run: str = "run"
 ) -> Iterator[Round]:
     """Run the rounds that are left; the server's state is that of the last closed one whenever this pauses.
 
-    A round in which nothing could be added closes as it began.
+    A round in which nothing could be added closes as it began. One that lost clients is logged as a warning.
 
     Args:
         server: changed in place.
@@ -79,4 +94,7 @@ def federate(
             )
         step = server.close(found)
         epsilon = accountant.epsilon(server.round) if accountant else math.inf
-        yield Round(server.round, len(chosen), found, step, epsilon, time.monotonic() - began)
+        done = Round(server.round, len(chosen), found, step, epsilon, time.monotonic() - began)
+        if len(found.clients) < done.sampled:
+            LOG.warning("%s", done.said())
+        yield done

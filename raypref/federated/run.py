@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from raypref import files
 from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, build, library_versions
 from raypref.cluster import connected
-from raypref.config import RunConfig
+from raypref.config import FederatedConfig, RunConfig
 from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.errors import ConfigError, InputError
@@ -148,14 +149,16 @@ def figures(done: Round) -> dict[str, float]:
 def finished(config: RunConfig, server: Server, tables: Tables) -> Bundle:
     """Return the bundle of a server: its model, and the vectors that clients last told it.
 
-    What a method derives from comparisons when it settles is left at its start: there are none here.
+    What a method derives from comparisons when it settles is left at its start: there are none here. How
+    many comparisons a client has is written where it told, else 0.
     """
     known = tables.users.take(pa.array(server.known.client_C.numpy()))
+    counts = known["train"] if tells_size(config.federated) else pa.array(np.zeros(len(known), np.int32))
     users = pa.table(
         {
             "user_id": known["user_id"],
             "row": known["row"],
-            "comparisons": known["train"],
+            "comparisons": counts,
             "vector": pa.array(list(server.known.vector_CZ.numpy()), pa.list_(pa.float32())),
         },
         schema=BUNDLE_USERS_SCHEMA,
@@ -172,3 +175,8 @@ def finished(config: RunConfig, server: Server, tables: Tables) -> Bundle:
         versions=library_versions(),
     )
     return Bundle(server.model, info, users)
+
+
+def tells_size(config: FederatedConfig) -> bool:
+    """Return whether clients tell how many comparisons they have; masked, their weights do not either."""
+    return config.weights == "size" and not config.masking

@@ -106,6 +106,96 @@ def test_nothing_is_added_where_too_few_stay(phase: str, population: Path, tmp_p
     assert_equal(before, after)
 
 
+class Silent(Wire):
+    """In every phase one more client is never heard of; a clock of its own says how long that took."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        super().__init__(config, folder)
+        self.now_s = 0.0
+        self.waited_s: dict[str, float] = {}
+
+    def ask(self, phase: str, common: bytes, own: Mapping[int, bytes], deadline_s: float) -> Iterator[Answer]:
+        self.waited_s[phase] = deadline_s
+        yield from super().ask(phase, common, dict(list(own.items())[1:]), deadline_s)
+        self.now_s += deadline_s
+
+
+def test_all_phases_of_a_masked_round_have_one_deadline(
+    population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path / "run", population, masking=True, clients=11, rounds=1, deadline_s=80.0)
+    wire = Silent(config, tmp_path / "clients")
+    monkeypatch.setattr("raypref.federated.aggregation.monotonic", lambda: wire.now_s)
+    found, _ = one_round(config, wire)
+    assert found.sum is not None
+    assert len(found.clients) == 8
+    assert wire.waited_s == {KEYS: 10.0, SHARES: 10.0, TRAIN: 50.0, UNMASK: 10.0}
+    # The round had its majority before that, and took no longer.
+    assert wire.now_s == 70.0
+    assert len(wire.came[UNMASK]) == 6
+
+
+def test_nobody_is_asked_once_time_is_up(
+    population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path / "run", population, masking=True, rounds=1, deadline_s=80.0)
+    wire = Silent(config, tmp_path / "clients")
+    monkeypatch.setattr("raypref.federated.aggregation.monotonic", lambda: 20.0 * len(wire.waited_s))
+    found, _ = one_round(config, wire)
+    assert found.sum is None
+    assert list(wire.waited_s) == [KEYS]
+    assert "0 clients shared their secrets" in found.trouble
+
+
+@pytest.mark.parametrize(("quorum", "counted"), [(0.5, 5), (0.75, 6), (1.0, 8)])
+def test_a_masked_round_closes_at_its_quorum_or_the_least_majority(
+    quorum: float, counted: int, population: Path, tmp_path: Path
+) -> None:
+    config = configured(tmp_path / "run", population, masking=True, clients=8, rounds=1, quorum=quorum)
+    wire = Wire(config, tmp_path / "clients")
+    found, _ = one_round(config, wire)
+    assert found.sum is not None
+    assert len(found.clients) == counted
+    assert [len(wire.came[phase]) for phase in (KEYS, SHARES, TRAIN)] == [counted] * 3
+    assert len(wire.came[UNMASK]) == 5
+    assert not found.failures
+
+
+class Dying(Wire):
+    """The process of some clients is started anew before a phase, and knows nothing of the round."""
+
+    def __init__(self, config: RunConfig, folder: Path, phase: str, dead: int) -> None:
+        super().__init__(config, folder)
+        self._anew = InProcess(hosted(config, folder))
+        self._phase, self._dead = phase, dead
+        self._gone: list[int] = []
+
+    def ask(self, phase: str, common: bytes, own: Mapping[int, bytes], deadline_s: float) -> Iterator[Answer]:
+        if phase == self._phase:
+            self._gone, self._phase = list(own)[: self._dead], ""
+        gone = {client: own[client] for client in self._gone if client in own and phase != KEYS}
+        yield from self._anew.ask(phase, common, gone, deadline_s)
+        rest = {client: payload for client, payload in own.items() if client not in gone}
+        yield from super().ask(phase, common, rest, deadline_s)
+
+
+@pytest.mark.parametrize("phase", [SHARES, TRAIN, UNMASK])
+def test_a_process_that_dies_in_a_masked_round_loses_its_clients_secrets(
+    phase: str, population: Path, tmp_path: Path
+) -> None:
+    """The round counts the others where they are a majority, else it is lost; the next one is whole."""
+    for dead in (2, 4):
+        config = configured(tmp_path / "run", population, masking=True, clients=8, rounds=2, local_steps=1)
+        wire = Dying(config, tmp_path / f"clients-{dead}", phase, dead)
+        server = begun(config, wire)
+        first, second = federate(server, wire, config.federated)
+        assert set(first.found.failures.values()) == {"LostSecretsError"}
+        assert len(first.found.failures) == dead
+        assert len(first.found.clients) == (0 if dead == 4 else 8 if phase == UNMASK else 6)
+        wire._gone = []
+        assert second.found.sum is not None
+
+
 def test_the_server_sees_no_update_alone(population: Path, tmp_path: Path) -> None:
     """What a client sends is as random as the masks: equal bytes everywhere, unlike what it hides."""
     config = configured(tmp_path / "run", population, masking=True, rounds=1)
@@ -137,7 +227,12 @@ def test_a_number_out_of_range_is_its_clients_failure(
         config = configured(tmp_path / "run", population, masking=masking, rounds=1)
         found, _ = one_round(config, Wire(config, tmp_path / f"clients-{masking}"))
         assert found.sum is None
-        assert any("only up to" in reason for reason in found.failures.values())
+        if masking:
+            # The client itself found it, and does not say what it found.
+            assert set(found.failures.values()) == {"AggregationError"}
+        else:
+            assert all("only up to" in reason for reason in found.failures.values())
+        assert len(found.failures) == 6
 
 
 def test_privacy_makes_the_same_noise_again_and_none_without_the_secret(
@@ -187,5 +282,7 @@ def test_a_user_vector_of_no_use_is_its_clients_failure_alone(
     found, after = one_round(config, Spoilt(config, tmp_path / "clients"))
     assert found.sum is not None
     assert (len(found.clients), len(found.vectors)) == (5, 5)
-    assert list(found.failures.values()) == ["an update has no user vector of 16 finite numbers."]
+    assert list(found.failures.values()) == [
+        "CorruptError: an update has no user vector of 16 finite numbers."
+    ]
     assert all(bool(torch.isfinite(part).all()) for part in after.values())

@@ -1,4 +1,4 @@
-"""What leaves a client, and what reaches it: a spy on the boundary sees every byte of it."""
+"""What leaves a client, and what reaches it: a spy on the boundary sees every byte and every failure."""
 
 from __future__ import annotations
 
@@ -28,13 +28,19 @@ class Spy(InProcess):
         self.sent: list[bytes] = []
         self.own: list[bytes] = []
         self.came: list[bytes] = []
+        self.phases: list[str] = []
+        self.failures: list[str] = []
 
     def ask(self, phase: str, common: bytes, own: Mapping[int, bytes], deadline_s: float) -> Iterator[Answer]:
         self.sent.append(common)
         self.own += own.values()
         for answer in super().ask(phase, common, own, deadline_s):
-            assert answer.content is not None
-            self.came.append(answer.content)
+            if answer.content is None:
+                self.failures.append(answer.failure)
+            else:
+                assert answer.failure == ""
+                self.came.append(answer.content)
+                self.phases.append(phase)
             yield answer
 
 
@@ -44,6 +50,7 @@ def spied(population: Path, folder: Path, method: dict[str, object]) -> tuple[Sp
     spy = Spy(hosted(config, folder / "clients"))
     server = begun(config, spy)
     for done in federate(server, spy, config.federated):
+        assert not spy.failures
         assert done.found.traffic.up == sum(map(len, spy.came[-6:]))
         assert done.found.traffic.down == 6 * len(spy.sent[-1]) + sum(map(len, spy.own[-6:]))
     return spy, set(shared_state(server.model)), set(shared_parameters(server.model))
@@ -101,6 +108,63 @@ def test_no_comparison_and_no_embedding_of_a_client_is_in_what_it_sends(
                 assert emb_D.tobytes()[:16] not in content
                 assert emb_D.astype(np.float32).tobytes()[:16] not in content
             assert ids_M[:2].tobytes() not in content
+
+
+def test_under_masks_keys_sealed_shares_and_a_hidden_update_cross(population: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path / "run", population, masking=True, rounds=1)
+    spy = Spy(hosted(config, tmp_path / "clients"))
+    (done,) = federate(begun(config, spy), spy, config.federated)
+    names = {str(client) for client in done.found.clients}
+    # A majority of six takes the masks off.
+    assert spy.phases == ["keys"] * 6 + ["shares"] * 6 + ["train"] * 6 + ["unmask"] * 4
+    for phase, content in zip(spy.phases, spy.came, strict=True):
+        if phase == "keys":
+            assert len(content) == 64
+        elif phase == "shares":
+            parts = load(content)
+            assert len(parts) == 5
+            assert parts.keys() < names
+            # A nonce of 12 bytes, two shares of 16, and a tag of 16.
+            assert {part.nbytes for part in parts.values()} == {60}
+        elif phase == "train":
+            assert load(content).keys() == {"masked", "vector_Z"}
+        else:
+            parts = load(content)
+            assert parts.keys() == {f"seed.{name}" for name in names}
+            assert {part.nbytes for part in parts.values()} == {16}
+
+
+class SpilledError(Exception):
+    """Has all that a client knows in its text."""
+
+
+@pytest.mark.parametrize("masking", [False, True])
+def test_of_a_failure_its_kind_alone_leaves_a_client(
+    masking: bool, population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the error's text holds, in whichever phase it comes."""
+
+    def spill(*anything: object) -> bytes:
+        raise SpilledError(f"{anything} 0.123456")
+
+    config = configured(tmp_path / "run", population, masking=masking, rounds=1)
+    for phase in ("keys", "shares", "train", "unmask") if masking else ("train",):
+        spy = Spy(hosted(config, tmp_path / f"clients-{phase}"))
+        monkeypatch.setitem(spy._host._phases, phase, spill)
+        (done,) = federate(begun(config, spy), spy, config.federated)
+        assert spy.failures == ["SpilledError"] * 6
+        assert set(done.found.failures.values()) == {"SpilledError"}
+
+
+def test_a_number_that_cannot_be_masked_is_not_told(
+    population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raypref.federated.aggregation.BOUND", 1e-5)
+    config = configured(tmp_path / "run", population, masking=True, rounds=1)
+    spy = Spy(hosted(config, tmp_path / "clients"))
+    (done,) = federate(begun(config, spy), spy, config.federated)
+    assert spy.failures == ["AggregationError"] * 6
+    assert done.found.trouble.startswith("Round 0: 0 clients sent a vector")
 
 
 def test_rows_of_clients_stay_in_their_own_table(population: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from raypref.config import RunConfig
 from raypref.errors import ConfigError, InputError
 from raypref.evaluate.protocol import evaluate
 from raypref.federated.host import InProcess
+from raypref.federated.messages import Broadcast
 from raypref.federated.phases import Answer
 from raypref.federated.rounds import federate
 from raypref.federated.run import closed, finished
@@ -100,6 +101,7 @@ def test_a_round_closes_at_its_quorum(population: Path, tmp_path: Path) -> None:
     server, (done,) = trained(config, tmp_path / "clients")
     assert len(done.found.clients) == 3
     assert done.late == 3
+    assert done.said() == "round 1: 3 of 6 clients counted, 3 late"
     assert [server.since(client) for client in done.found.clients] == [0, 0, 0]
 
 
@@ -156,6 +158,34 @@ def test_rubbish_from_a_client_is_its_failure_alone(config: RunConfig, tmp_path:
     assert "no safetensors" in next(iter(done.found.failures.values()))
 
 
+def test_a_round_that_lost_clients_says_of_what(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Losing(InProcess):
+        def ask(
+            self, phase: str, common: bytes, own: Mapping[int, bytes], deadline_s: float
+        ) -> Iterator[Answer]:
+            number = Broadcast.from_bytes(common).round
+            for place, answer in enumerate(super().ask(phase, common, own, deadline_s)):
+                if number == 1 and place in (0, 3):
+                    yield Answer(answer.client, None, "DivergedError")
+                elif number == 1 and place == 1:
+                    yield Answer(answer.client, b"rubbish")
+                elif number == 2:
+                    yield Answer(answer.client, None, "DroppedOutError")
+                elif (number, place) != (1, 5):
+                    yield answer
+
+    transport = Losing(hosted(config, tmp_path / "clients"))
+    rounds = list(federate(begun(config, transport), transport, config.federated))
+    assert caplog.messages == [
+        "round 2: 2 of 6 clients counted, 1 failed of CorruptError, 2 failed of DivergedError, 1 late",
+        "round 3: 0 of 6 clients counted, 6 failed of DroppedOutError; nothing could be added up: "
+        "DroppedOutError",
+    ]
+    assert rounds[0].said() == "round 1: 6 of 6 clients counted"
+
+
 @pytest.mark.slow
 def test_drop_outs_are_rehearsed_and_training_goes_on(population: Path, tmp_path: Path) -> None:
     def accuracy(drop_out: float) -> float:
@@ -203,8 +233,20 @@ def test_the_bundle_is_one_like_any_other(config: RunConfig, tmp_path: Path) -> 
     assert bundle.users["user_id"].to_pylist() == [names[client] for client in server.known.client_C.tolist()]
     vectors = np.array(bundle.users["vector"].to_pylist(), np.float32)
     assert np.array_equal(vectors, server.known.vector_CZ.numpy())
-    assert set(bundle.users["comparisons"].to_pylist()) == {30}
+    assert set(bundle.users["comparisons"].to_pylist()) == {0}
     assert len(evaluate(bundle.model, items, tables, config.evaluate).cells) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "count"), [({"weights": "size"}, 30), ({"weights": "size", "masking": True}, 0)]
+)
+def test_the_bundle_says_how_many_comparisons_clients_have_where_they_told(
+    options: dict[str, Any], count: int, population: Path, tmp_path: Path
+) -> None:
+    config = configured(tmp_path / "run", population, rounds=1, **options)
+    server, _ = trained(config, tmp_path / "clients")
+    users = finished(config, server, tables_of(config)[1]).users
+    assert users["comparisons"].to_pylist() == [count] * 6
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,30 @@ def test_a_killed_actor_changes_nothing(whole: RunConfig, population: Path, tmp_
     assert all(line["counted"] == 6 for line in lines_of(config))
 
 
+def test_a_killed_actor_costs_a_masked_round_at_most(
+    ray_cluster: None, population: Path, tmp_path: Path
+) -> None:
+    """The secrets of its clients die with it; the next round has new ones."""
+    config = described(tmp_path / "run", population, masking=True)
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for_round(config, 3)
+        victim = random.Random(0).choice(carriers(os.getpid()))
+        victim.send_signal(signal.SIGKILL)
+        killed.append(victim.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    run(config)
+    thread.join()
+    assert killed
+    lines = lines_of(config)
+    assert [line["step"] for line in lines] == list(range(1, ROUNDS + 1))
+    assert len([line for line in lines if line["counted"] < 6]) <= 1
+    assert lines[-1]["counted"] == 6
+
+
 def test_an_actor_that_hangs_costs_its_clients_of_a_round_and_is_started_anew(
     whole: RunConfig, population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

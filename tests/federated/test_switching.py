@@ -1,4 +1,4 @@
-"""The pages' switch of preferences: one model under many vectors."""
+"""The pages' switch of preferences: one model under many vectors, in Python and over HTTP."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from raypref.checkpoint import Bundle
+from raypref.client import Client
 from raypref.data.items import ItemTable
 from raypref.data.tables import Comparisons
 from raypref.federated.run import finished
 from raypref.methods.fedvpa import FedVPA
+from raypref.serve.config import ServeConfig
 from raypref.types import Pairs
 from tests.conftest import REPOSITORY
 from tests.federated.world import FEDVPA, configured, tables_of, trained
+from tests.serve.world import listening
 
 PAGE = (REPOSITORY / "docs/federated.md").read_text()
 
@@ -33,6 +37,33 @@ def test_the_example_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(example(), "federated.md", "exec"), {})
     assert capsys.readouterr().out.count("tensor([[") == 4
+
+
+def test_a_service_scores_by_a_prototype_a_client_and_the_mean_of_clients(
+    population: Path, tmp_path: Path
+) -> None:
+    config = configured(tmp_path / "run", population)
+    server, _ = trained(config, tmp_path / "clients")
+    items, tables = tables_of(config)
+    finished(config, server, tables).save(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
+    model = bundle.model
+    assert isinstance(model, FedVPA)
+    model.requires_grad_(False)
+    clients_CZ = torch.tensor(bundle.users["vector"].to_pylist())
+    mean_1Z = model.steer(clients_CZ.chunk(2, -1)[0].mean(0, keepdim=True))
+    users_UZ = torch.cat([model.prototype_users(), clients_CZ[:1], mean_1Z])
+    emb_ND = items.gather(np.arange(5))
+    wanted_UN = model.reward(model.item(torch.from_numpy(emb_ND)[None]), users_UZ).mean_BN
+    serving = ServeConfig.model_validate({"bundle": tmp_path / "bundle", "store": "memory:", "open": True})
+    with listening(serving) as address, Client(address) as service:
+        found_UN = np.concatenate([service.score(emb_ND, vector=user_Z.numpy()).mean for user_Z in users_UZ])
+        (unknown_N,) = service.score(emb_ND).mean
+    np.testing.assert_allclose(found_UN, wanted_UN.numpy(), rtol=1e-4, atol=1e-4)
+    for first in range(len(users_UZ)):
+        for second in range(first):
+            assert not np.allclose(found_UN[first], found_UN[second], atol=1e-3), (first, second)
+        assert not np.allclose(found_UN[first], unknown_N, atol=1e-3)
 
 
 @pytest.mark.slow
