@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +71,12 @@ def test_the_results_are_rows_of_the_whole_table() -> None:
     rows = block.splitlines()
     assert len(rows) > 3
     assert [row for row in rows if row not in whole] == []
+
+
+def test_the_figures_of_speed_are_those_that_were_recorded() -> None:
+    command = [sys.executable, str(REPOSITORY / "jobs/benchmarks/speed_table.py"), "--summary"]
+    table = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"<!-- speed -->\n{table.stdout}<!-- end of speed -->" in README
 
 
 def test_the_file_tree_is_what_is_there() -> None:

@@ -18,6 +18,7 @@ from recording import RESULTS
 
 USERS, COMPARISONS, ITEMS = 10**8, 10**9, 10**7
 WIDTHS = (384, 4096)
+NODE_CORES = 64
 SAMPLE_USERS = 2000
 HASH_BYTES = 33
 """Of an item that a store keeps by its content hash."""
@@ -101,14 +102,14 @@ def seconds_table(found: Mapping[str, Results]) -> Iterator[str]:
     """Yield the table of what takes how long on one core, and how many cores do it in a day."""
     population, serve = found["population"], found["serve"]
     cores = population["machine"]["cores"]
-    yield "| what | measured here | core-hours | cores for one day |"
-    yield "|---|---|---|---|"
+    yield f"| what | measured here | core-hours | cores for one day | nodes of {NODE_CORES} cores for one hour |"
+    yield "|---|---|---|---|---|"
     embed = found["embed"]
     texts = embed["texts_per_s"]["pipeline"]["median"] / embed["machine"]["cores"]
     hours = ITEMS / texts / 3600
     yield (
         f"| embed every item with a model of 22 million parameters | {texts:.0f} texts a core-second "
-        f"| {hours:,.0f} | {hours / 24:,.1f} |"
+        f"| {hours:,.0f} | {hours / 24:,.1f} | {hours / NODE_CORES:,.1f} |"
     )
     for one in found["train"]["populations"]:
         if one["users"] == 10**4:
@@ -116,7 +117,7 @@ def seconds_table(found: Mapping[str, Results]) -> Iterator[str]:
             hours = COMPARISONS / rate / 3600
             yield (
                 f"| train LoRe on every comparison once, D = {one['dim']} | {rate / 1e3:,.0f}k a core-second "
-                f"| {hours:,.1f} | {hours / 24:,.2f} |"
+                f"| {hours:,.1f} | {hours / 24:,.2f} | {hours / NODE_CORES:,.2f} |"
             )
     for size in population["sizes"]:
         if size["users"] < 10**5:
@@ -124,8 +125,9 @@ def seconds_table(found: Mapping[str, Results]) -> Iterator[str]:
         core_us = size["us_per_user"] * cores
         hours = USERS * core_us / 3.6e9
         yield (
-            f"| adapt to 16 comparisons and score 64 candidates, everybody, slope at 10{_up(size['users'])} "
-            f"users | {core_us:.0f} core-µs a user | {hours:,.0f} | {hours / 24:,.1f} |"
+            f"| adapt to 16 comparisons and score 64 candidates, everybody, VRF, slope at 10{_up(size['users'])} "
+            f"users | {core_us:.0f} core-µs a user | {hours:,.0f} | {hours / 24:,.1f} "
+            f"| {hours / NODE_CORES:,.2f} |"
         )
     for kind, title, calls in (
         ("learn", "add every comparison through HTTP, one a request", COMPARISONS),
@@ -134,7 +136,10 @@ def seconds_table(found: Mapping[str, Results]) -> Iterator[str]:
         per_s = serve[kind]["raypref"]["per_s"]["median"]
         machine = serve["machine"]["cores"]
         hours = calls * machine / per_s / 3600
-        yield f"| {title} | {per_s / machine:.0f} a core-second | {hours:,.0f} | {hours / 24:,.0f} |"
+        yield (
+            f"| {title} | {per_s / machine:.0f} a core-second | {hours:,.0f} | {hours / 24:,.0f} "
+            f"| {hours / NODE_CORES:,.1f} |"
+        )
 
 
 def slopes_table(population: Results) -> Iterator[str]:

@@ -1,7 +1,12 @@
-"""The table of speed, from what the benchmarks recorded: `python jobs/benchmarks/speed_table.py`."""
+"""The tables of speed, from what the benchmarks recorded.
+
+python jobs/benchmarks/speed_table.py              # every row, for docs/speed.md
+python jobs/benchmarks/speed_table.py --summary    # a row a question, for the README
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -16,7 +21,19 @@ TRAINING = {"full_batch": 1.0, "walk": 20.0, "joint": 3.0, "schedule": None}
 
 
 def main() -> None:
-    """Print the table as Markdown."""
+    """Print a table as Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--summary", action="store_true", help="a row a question")
+    if parser.parse_args().summary:
+        print_summary()
+    else:
+        print_all()
+
+
+def print_all() -> None:
+    """Print every row."""
     print("| what | measured | beside | wanted | measured | |")
     print("|---|---|---|---|---|---|")
     for name, rows in ROWS.items():
@@ -27,7 +44,19 @@ def main() -> None:
             )
 
 
+def print_summary() -> None:
+    """Print a row a question, with the command that answers it."""
+    print("| figure | beside, in the same run | wanted | measured | | command |")
+    print("|---|---|---|---|---|---|")
+    for name, lines in SUMMARY.items():
+        found = json.loads((RESULTS / f"{name}.json").read_text())
+        for what, beside, wanted, measured, reached in lines(found):
+            cells = (what, beside, wanted, measured, "yes" if reached else "**no**")
+            print(f"| {' | '.join(cells)} | `python jobs/benchmarks/{name}.py` |")
+
+
 Row = tuple[str, str, str, str, str, bool]
+Line = tuple[str, str, str, str, bool]
 
 
 def train(found: Results) -> Iterator[Row]:
@@ -97,6 +126,17 @@ def ingest(found: Results) -> Iterator[Row]:
                 _ranged(ratio),
                 ratio["median"] >= found["reach"],
             )
+        limited, whole = (
+            one["larger_than_memory"][name]["comparisons_per_s"] for name in ("limited", "in_memory")
+        )
+        yield (
+            f"training on a table of three times the memory, D = {one['dim']}",
+            f"{limited / 1e3:,.0f}k comparisons/s",
+            f"all of it in memory: {whole / 1e3:,.0f}k",
+            "–",
+            f"{limited / whole:.2f}",
+            True,
+        )
 
 
 def embed(found: Results) -> Iterator[Row]:
@@ -142,6 +182,112 @@ def sweep(found: Results) -> Iterator[Row]:
     )
 
 
+def summary_of_train(found: Results) -> Iterator[Line]:
+    """Yield how soon LoRe is as accurate as others, over all populations."""
+    what = "LoRe training to a held-out accuracy, 1,000 and 10,000 users × 45, D = 384 and 4096"
+    for name, beside, wanted, users in (
+        ("full_batch", "a full-batch PyTorch loop", 1.0, 0),
+        ("walk", "a loop that walks 10,000 users one by one", 20.0, 10_000),
+        ("joint", "mini-batch Adam at its best rate and length", 3.0, 0),
+    ):
+        times = [one[f"times_{name}"] for one in found["populations"] if one["users"] >= users]
+        measured = ", ".join(f"{each:.1f}×" for each in times)
+        yield what, beside, f"{wanted:g}×", measured, min(times) >= wanted
+        what = "the same"
+
+
+def summary_of_adapt(found: Results) -> Iterator[Line]:
+    """Yield users a second."""
+    methods = found["methods"]
+    for name in ("lore", "pref", "vrf"):
+        rate, wanted = methods[name]["users_s"]["median"], methods[name]["reach_users_s"]
+        yield (
+            f"`infer`, {found['shots']} shots, batch {found['batch']:,}, {name}, a core",
+            "–",
+            f"{wanted:,} users/s",
+            f"{rate:,.0f} users/s",
+            rate >= wanted,
+        )
+    times = [one["times_steps_one_at_a_time"] for one in methods.values() if one["bytes_per_user"]]
+    yield (
+        f"`infer`, {len(times)} methods",
+        "500 Adam steps, a user at a time",
+        "1,000×",
+        f"{min(times):,.0f}× to {max(times):,.0f}×",
+        min(times) >= 1000,
+    )
+
+
+def summary_of_score(found: Results) -> Iterator[Line]:
+    """Yield towers beside their products."""
+    for what in ("evidence", "item"):
+        ratios = [row["ratio"]["median"] for row in found["rows"] if row["what"] == what]
+        held = sum(ratio >= found["reach"] for ratio in ratios)
+        yield (
+            f"`{what}`, rows/s, D = 384 and 4096, float32, float16 and bfloat16",
+            "the matrix products alone",
+            f"{found['reach']:g}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}; {held} of {len(ratios)} methods and shapes reach it",
+            held == len(ratios),
+        )
+
+
+def summary_of_ingest(found: Results) -> Iterator[Line]:
+    """Yield embeddings on their way to a step."""
+    for what, key in (
+        ("training steps", "ratio"),
+        ("the first pass, which checks and unpacks", "first_pass_ratio"),
+    ):
+        ratios = [one[key]["median"] for one in found["widths"]]
+        yield (
+            f"ingest, GB/s of float16, D = 384 and 4096, {what}",
+            "`pyarrow` to tensors",
+            f"{found['reach']:g}",
+            ", ".join(f"{ratio:.2f}" for ratio in ratios),
+            min(ratios) >= found["reach"],
+        )
+
+
+def summary_of_embed(found: Results) -> Iterator[Line]:
+    """Yield the embedding pipeline."""
+    ratio = found["ratio"]["median"]
+    reached = ratio >= found["reach"]
+    yield "embedding, texts/s", "vLLM's engine alone", f"{found['reach']:g}", f"{ratio:.2f}", reached
+
+
+def summary_of_population(found: Results) -> Iterator[Line]:
+    """Yield whole populations."""
+    largest, reach = found["sizes"][-1], found["reach"]
+    ratio, whole = largest["ratio"]["median"], largest["ratio_with_start"]["median"]
+    yield (
+        f"adapt (VRF) and score {largest['users']:,} users, 64 candidates",
+        "NumPy and PyTorch without Ray",
+        "0.7",
+        f"{ratio:.2f}; {whole:.2f} with Ray's start",
+        ratio >= 0.7,
+    )
+    for name, key, reached in (
+        ("cost a user by the clock, which falls", "wall_per_user", "wall_per_user"),
+        ("peak memory", "peak_memory", "memory"),
+    ):
+        times = reach[f"{key}_largest_over_smallest"]
+        yield f"{name}, 10⁴ to 10⁶ users", "its smallest", "1.2×", f"{times:.2f}×", reach["reached"][reached]
+
+
+def summary_of_sweep(found: Results) -> Iterator[Line]:
+    """Yield a sweep of small trials."""
+    ratio = found["ratio"]["median"]
+    trials = found["config"]["sweep"]["trials"]
+    reached = ratio <= found["reach"]
+    yield (
+        f"sweep of {trials} small trials",
+        "the fits in a plain loop",
+        f"{found['reach']:g}×",
+        f"{ratio:.2f}×",
+        reached,
+    )
+
+
 def _ranged(found: Mapping[str, Any]) -> str:
     low, high = found["range"]
     return f"{found['median']:.2f} ({low:.2f} to {high:.2f})"
@@ -155,6 +301,16 @@ ROWS = {
     "embed": embed,
     "population": population,
     "sweep": sweep,
+}
+
+SUMMARY = {
+    "train": summary_of_train,
+    "adapt": summary_of_adapt,
+    "score": summary_of_score,
+    "ingest": summary_of_ingest,
+    "embed": summary_of_embed,
+    "population": summary_of_population,
+    "sweep": summary_of_sweep,
 }
 
 if __name__ == "__main__":
