@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +10,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
 from raypref import files
 from raypref.checkpoint import Bundle
@@ -30,19 +25,25 @@ from raypref.population.adapt import Adapter, adapt
 from raypref.population.output import OutputMetadata
 from raypref.population.plan import plan_users
 from raypref.schema import METADATA_FILE, read_metadata
-from tests.conftest import terminal_signals
-from tests.population.world import LORE, SLOW, USERS, VRF, configured, parts_of, rows, save_bundle, user_ids
+from tests.population.world import (
+    LORE,
+    SLOW,
+    USERS,
+    VRF,
+    configured,
+    contents,
+    interrupt,
+    parts_of,
+    rows,
+    save_bundle,
+    user_ids,
+    wait_for_parts,
+)
 
 
 def run_of(planted: Path, folder: Path, method: MethodConfig = VRF, **population: object) -> RunConfig:
     save_bundle(folder / "bundle", ItemTable.open(planted / "items"), method)
     return configured(folder, planted, **population)
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """Every file of an output and the sha256 of what is in it."""
-    found = [path for path in directory.rglob("*") if path.is_file()]
-    return {str(path.relative_to(directory)): files.sha256(path) for path in found}
 
 
 def assert_whole(config: RunConfig, folder: Path) -> None:
@@ -142,14 +143,6 @@ def test_the_same_run_again_does_nothing_and_another_replaces_it(
     assert_whole(one, planted)
 
 
-def wait_for_parts(config: RunConfig, count: int, driver: subprocess.Popen[bytes] | None = None) -> None:
-    end = time.monotonic() + 120
-    while len(list(config.dir.glob(".users.partial/parts/part-*.parquet"))) < count:
-        assert driver is None or driver.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def actors() -> list[psutil.Process]:
     """Ray Data's workers below this process."""
     return [
@@ -168,7 +161,7 @@ def test_a_killed_worker_changes_nothing(undisturbed: RunConfig, planted: Path, 
 
     def kill() -> None:
         for count in (3, 9):
-            wait_for_parts(config, count)
+            wait_for_parts(config.users_dir, count)
             victim = actors()[-1]
             victim.kill()
             killed.append(victim.pid)
@@ -188,20 +181,9 @@ def test_a_killed_worker_changes_nothing(undisturbed: RunConfig, planted: Path, 
 def test_a_killed_driver_goes_on_where_it_was(
     undisturbed: RunConfig, planted: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    import ray
-
     shutil.copytree(undisturbed.bundle_dir, tmp_path / "bundle")
     config = configured(tmp_path, planted, evidence=True, users_per_part=5)
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"method"})))
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "raypref", "adapt", "-c", str(tmp_path / "run.yaml")],
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-        stderr=subprocess.DEVNULL,
-        preexec_fn=terminal_signals,
-    )
-    wait_for_parts(config, 4, driver)
-    driver.send_signal(how)
-    assert driver.wait(60) != 0
+    interrupt("adapt", config, config.users_dir, 4, how)
     assert not config.users_dir.exists()
     partial = tmp_path / ".users.partial"
     with pytest.raises(MismatchError, match="delete the folder to give it up"):

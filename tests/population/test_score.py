@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,18 @@ from raypref.population.output import OutputMetadata
 from raypref.population.score import score
 from raypref.population.vectors import PLACES, features_of, rewards_of_list, rewards_of_own
 from raypref.schema import content_hash, read_metadata
-from tests.population.world import LORE, USERS, VRF, configured, parts_of, rows, save_bundle, user_ids
+from tests.population.world import (
+    LORE,
+    USERS,
+    VRF,
+    configured,
+    contents,
+    interrupt,
+    parts_of,
+    rows,
+    save_bundle,
+    user_ids,
+)
 
 LIST = [7, 3, 3, 250, 0]
 
@@ -76,8 +88,8 @@ def adapted(ray_cluster: None, planted: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def scoring(adapted: Path, planted: Path, folder: Path, path: Path) -> RunConfig:
-    config = configured(folder, planted, candidates=str(path))
+def scoring(adapted: Path, planted: Path, folder: Path, path: Path, **population: Any) -> RunConfig:
+    config = configured(folder, planted, candidates=str(path), **population)
     return config.model_copy(update={"bundle": adapted / "bundle", "users": adapted / "users"})
 
 
@@ -101,6 +113,21 @@ def test_a_list_is_scored_for_every_user(adapted: Path, planted: Path, tmp_path:
     np.testing.assert_allclose(rows(table, "std"), reward.var_BN.sqrt(), rtol=1e-3, atol=1e-3)
     names = [part.name for part in read_metadata(config.scores_dir, OutputMetadata).parts]
     assert names == ["items.parquet", *sorted(names[1:])]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(adapted: Path, planted: Path, tmp_path: Path) -> None:
+    path = candidates(tmp_path / "list.parquet", item_id=np.arange(400))
+    undisturbed, config = (
+        scoring(adapted, planted, tmp_path / name, path, users_per_part=1) for name in ("one", "two")
+    )
+    score(undisturbed)
+    config.dir.mkdir()
+    interrupt("score", config, config.scores_dir, 4, signal.SIGKILL)
+    assert not config.scores_dir.exists()
+    assert 0 < score(config).made < USERS
+    assert contents(config.scores_dir) == contents(undisturbed.scores_dir)
 
 
 @pytest.mark.ray

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from raypref.serve.stores import open_store
 from raypref.serve.stores.base import Key, Record, Store
 from raypref.serve.stores.memory import MemoryStore
 from raypref.serve.users import Users
-from tests.population.world import USERS, configured, parts_of, rows, save_bundle, user_ids
+from tests.population.world import SLOW, USERS, configured, interrupt, parts_of, rows, save_bundle, user_ids
 
 TENANT = "acme"
 
@@ -81,6 +82,32 @@ def test_the_store_is_that_of_a_service_that_was_told_the_same(
     assert (store.read(keys), records(store, names)) == before
     assert store.keys(limit=USERS + 1) == sorted(keys)
     store.close()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_killed_while_it_fills_a_store_fills_it_once(
+    ray_cluster: None, planted: Path, tmp_path: Path
+) -> None:
+    save_bundle(tmp_path / "bundle", ItemTable.open(planted / "items"), SLOW)
+    filled = {}
+    for name in ("undisturbed", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        url = f"sqlite:///{folder}/users.db"
+        job = configured(folder, planted, store=url, tenant=TENANT, users_per_part=5)
+        job = job.model_copy(update={"bundle": tmp_path / "bundle"})
+        if name == "killed":
+            interrupt("adapt", job, job.users_dir, 4, signal.SIGKILL)
+            assert 0 < adapt(job).made < USERS
+        else:
+            assert adapt(job).made == USERS
+        store = open_store(url)
+        names = user_ids(planted)
+        keys = [Key(TENANT, user) for user in names]
+        filled[name] = store.keys(limit=USERS + 1), store.read(keys), records(store, names)
+        store.close()
+    assert filled["killed"] == filled["undisturbed"]
 
 
 def comparisons(counts: list[int]) -> TableComparisons:

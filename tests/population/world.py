@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 
+from raypref import files
 from raypref.checkpoint import BUNDLE_USERS_SCHEMA, Bundle, BundleInfo, build, library_versions
 from raypref.config import RunConfig
 from raypref.config_file import parse_config
@@ -23,6 +30,7 @@ from raypref.methods.vrf import VRFConfig
 from raypref.population.output import OutputMetadata
 from raypref.schema import Embedder, read_metadata
 from raypref.types import Dims
+from tests.conftest import terminal_signals
 
 DIM, BUCKETS, USERS = 16, 24, 260
 VRF = VRFConfig(bases=3, latent=4, hidden=8, features=4)
@@ -93,6 +101,12 @@ def parts_of(directory: Path, folder: str = "parts") -> pa.Table:
     return pa.concat_tables([pq.read_table(directory / name) for name in names])
 
 
+def contents(directory: Path) -> dict[str, str]:
+    """Every file of an output and the sha256 of what is in it."""
+    found = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): files.sha256(path) for path in found}
+
+
 def rows(table: pa.Table, column: str) -> np.ndarray:
     """A column of lists of one length, as an array."""
     return np.array(table[column].to_pylist(), np.float32)
@@ -100,3 +114,29 @@ def rows(table: pa.Table, column: str) -> np.ndarray:
 
 def user_ids(folder: Path) -> Sequence[str]:
     return Tables.open(folder / "tables").users["user_id"].to_pylist()
+
+
+def wait_for_parts(output: Path, count: int, driver: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until a job, that of `driver` or of a thread, has made some parts of an output."""
+    end = time.monotonic() + 120
+    while len(list(output.parent.glob(f".{output.name}.partial/parts/part-*.parquet"))) < count:
+        assert driver is None or driver.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def interrupt(command: str, config: RunConfig, output: Path, count: int, how: signal.Signals) -> None:
+    """Run a command in a process of its own on the tests' cluster, and stop it once it has made parts."""
+    import ray
+
+    description = config.dir / "run.yaml"
+    description.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"method"})))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "raypref", command, "-c", str(description)],
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=terminal_signals,
+    )
+    wait_for_parts(output, count, driver)
+    driver.send_signal(how)
+    assert driver.wait(60) != 0
