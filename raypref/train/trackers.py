@@ -59,7 +59,11 @@ def require_trackers(names: Sequence[str], key: str) -> None:
 
 
 def open_trackers(
-    names: Sequence[TrackerName], home: Path, name: str, parameters: Mapping[str, Any]
+    names: Sequence[TrackerName],
+    home: Path,
+    name: str,
+    parameters: Mapping[str, Any],
+    key: str = "train.trackers",
 ) -> list[Tracker]:
     """Return the trackers of a training, each at its run, which is a new one only the first time.
 
@@ -69,6 +73,7 @@ def open_trackers(
             say where.
         name: of the training, the same after a restart.
         parameters: the configuration, nested.
+        key: where the configuration names them.
 
     Raises:
         ConfigError: a tracker cannot be reached, or refuses.
@@ -80,7 +85,7 @@ def open_trackers(
         try:
             opened.append(_Patient(kind, kinds[kind](home, name, flat)))
         except Exception as error:  # theirs, of many kinds
-            raise ConfigError(f"train.trackers: {kind} does not start: {error}") from error
+            raise ConfigError(f"{key}: {kind} does not start: {error}") from error
     return opened
 
 

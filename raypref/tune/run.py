@@ -146,7 +146,7 @@ def _run(
                 name="sweep",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[Recorder(folder, proposer, ledger), *_trackers(config, folder)],
+                callbacks=[Recorder(folder, proposer, ledger, config.sweep.trackers, config.dir)],
                 failure_config=tune.FailureConfig(
                     max_failures=config.train.max_failures if in_process else 0
                 ),
@@ -164,18 +164,3 @@ def _slots(config: RunConfig) -> int:
     if config.train.use_gpu:
         room = min(room, resources.get("GPU", 0.0) / (workers * config.sweep.gpu_share))
     return max(1, int(room))
-
-
-def _trackers(config: RunConfig, folder: Path) -> list[tune.Callback]:
-    made: list[tune.Callback] = []
-    name = f"raypref-sweep-{folder.name}"
-    for tracker in config.sweep.trackers:
-        if tracker == "mlflow":
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-            made.append(MLflowLoggerCallback(experiment_name=name))
-        else:
-            from ray.air.integrations.wandb import WandbLoggerCallback
-
-            made.append(WandbLoggerCallback(project=name))
-    return made

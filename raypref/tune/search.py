@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import time
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from raypref.config import RunConfig, SweepConfig
 from raypref.errors import ConfigError, DivergedError
+from raypref.train.trackers import TrackerName, open_trackers
 from raypref.tune.launched import launched
 from raypref.tune.ledger import Ledger, Look, Record
 from raypref.tune.sampling import Sampler
@@ -31,6 +33,8 @@ NUMBER = "number"
 BUDGET = "budget"
 """What early stopping counts: `reduction` to the power of the rung."""
 METRIC = "accuracy"
+
+LOG = logging.getLogger(__name__)
 
 
 def packed(config: RunConfig) -> bool:
@@ -133,11 +137,14 @@ class Proposals(Searcher):
 
 
 class Recorder(tune.Callback):
-    """Writes each trial into TensorBoard as it goes and into the ledger when it is over."""
+    """Writes each trial into TensorBoard as it goes, and into the ledger and trackers when it is over."""
 
-    def __init__(self, folder: Path, sampler: Sampler, ledger: Ledger) -> None:
-        """Write below the folder of the sweep."""
+    def __init__(
+        self, folder: Path, sampler: Sampler, ledger: Ledger, trackers: Sequence[TrackerName], home: Path
+    ) -> None:
+        """Write below the folder of the sweep, and give trackers what they keep below the run's, `home`."""
         self._folder, self._sampler, self._ledger = folder, sampler, ledger
+        self._trackers, self._home = trackers, home
         self._looks: dict[int, list[Look]] = {}
 
     def setup(self, *args: Any, **info: Any) -> None:
@@ -194,12 +201,29 @@ class Recorder(tune.Callback):
         )
         self._ledger.add(record)
         self._sampler.tell(record)
+        self._track(record)
         if board := self._boards.pop(number, None):
             plain = {path: _plain(value) for path, value in values.items()}
             board.add_hparams(plain, {"accuracy": record.looks[-1].accuracy}, name=".")
             board.close()
         shutil.rmtree(self._folder / trial_name(number), ignore_errors=True)
         self._show(record)
+
+    def _track(self, record: Record) -> None:
+        """Give trackers a trial as a run of its own, the same if it is tried again."""
+        title = f"sweep-{self._folder.name}-{trial_name(record.number)}"
+        try:
+            opened = open_trackers(self._trackers, self._home, title, record.values, "sweep.trackers")
+        except ConfigError as error:
+            LOG.warning("%s No trial from %d on is tracked.", error, record.number)
+            self._trackers = ()
+            return
+        for tracker in opened:
+            for look in record.looks:
+                tracker.log(
+                    look.steps, {f"unseen/{name}": getattr(look, name) for name in ("accuracy", "nll")}
+                )
+            tracker.close()
 
     def _show(self, record: Record) -> None:
         if self._bar is None:

@@ -22,6 +22,7 @@ from raypref.data.items import ItemTable
 from raypref.data.tables import Tables
 from raypref.evaluate.protocol import evaluate
 from raypref.train import trainer
+from raypref.train.trackers import PROJECT
 from raypref.tune.ledger import Record
 from raypref.tune.run import sweep
 from raypref.tune.search import Recorder
@@ -166,6 +167,30 @@ class TestPacked:
         assert found[0].status == "failed"
         assert found[0].message is not None
         assert "its worker was lost" in found[0].message
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_are_runs_of_the_trackers(
+    ray_cluster: None, described: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    home, best = sweep(described({LR: [0.01, 0.1]}, sampler="grid", trackers=["mlflow", "wandb"]), "test")
+    client = MlflowClient((home.parent / "mlruns").absolute().as_uri())
+    experiment = client.get_experiment_by_name(PROJECT)
+    assert experiment is not None
+    runs = {float(run.data.params[LR]): run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {0.01, 0.1}
+    assert best.last is not None
+    assert runs[best.values[LR]].data.metrics["unseen/accuracy"] == best.last.accuracy
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    offline = sorted(path.name for path in (home.parent / "wandb").glob("offline-run-*"))
+    assert len(offline) == 2
+    assert all(name.endswith(f"trial-{number:04d}") for number, name in enumerate(offline))
 
 
 @pytest.mark.ray
