@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -140,6 +141,15 @@ def test_the_population_is_shown(page: Any) -> None:
     assert page.locator("#rose li").count() == page.locator("#fell li").count() == 3
     assert page.locator("#stale").is_hidden()
     assert page.locator("#bases article").count() >= 2
+    held = json.loads(page.request.get(f"{page.url}/gallery.json").text())["description"]["bases"]
+    for article, basis in zip(page.locator("#bases article").all(), held, strict=True):
+        telling = [feature["name"] for feature in basis["features"] if feature["significant"]]
+        names = article.locator(":scope > table td:first-child").all_inner_texts()
+        assert names == telling
+        assert article.locator("details td").count() == 2 * len(basis["contrasts"])
+    assert page.locator("#bases details").count() >= 2
+    page.locator("#bases summary").first.click()
+    assert page.locator("#bases details td").first.is_visible()
     assert page.locator("#me").is_hidden()
 
 

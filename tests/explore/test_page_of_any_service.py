@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -136,11 +137,16 @@ def test_a_text_of_ones_own_is_scored_among_the_answers(config: RunConfig, servi
         page.locator("#text").fill(f"Answer {item}, on its own.")
         page.get_by_role("button", name="Score it").click()
         quiet(page)
-        said = page.locator("#text-score").inner_text()
+        said = page.locator("#text-score span").inner_text()
         # As good as itself, so it beats those behind it; rounding may let it beat itself.
         assert any(
             said.startswith(f"You would like it better than {len(ranked) - place - off} of") for off in (0, 1)
         )
+        # Its score is the one that it has among the answers, with what that is known to within.
+        shown = page.locator("#ranking li strong").nth(place).inner_text()
+        assert re.fullmatch(r"[+−]\d+\.\d\d ± \d+\.\d\d", shown)
+        assert page.locator("#text-score strong").inner_text() == shown
+        assert page.locator("#text-score svg .span").count() == 1
 
 
 def test_a_gallery_of_another_model_is_told(config: RunConfig, service: Open, page: Any) -> None:

@@ -288,7 +288,9 @@ function bar(mean, std, limit) {
   return picture;
 }
 
-const numbers = (mean, std) => `${mean >= 0 ? "+" : "−"}${Math.abs(mean).toFixed(2)}${std ? ` ± ${(DEVIATIONS * std).toFixed(2)}` : ""}`;
+const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
+
+const numbers = (mean, std) => `${signed(mean)}${std ? ` ± ${(DEVIATIONS * std).toFixed(2)}` : ""}`;
 
 // What is not known yet of the person's margin for each contrast; null where the method does not say.
 async function spreads(contrasts) {
@@ -364,9 +366,17 @@ const scoreText = (event) => {
     const { prompt, responses } = ranked();
     const candidates = [{ text: at("text").value }, ...responses.map(({ item }) => ({ item }))];
     const [row] = (await score(candidates, { user: state.user, prompt })).data;
-    const better = row.mean.slice(1).filter((mean) => mean < row.mean[0]).length;
-    const sure = row.std ? ` (± ${(DEVIATIONS * row.std[0]).toFixed(2)})` : "";
-    at("text-score").textContent = `You would like it better than ${better} of the ${responses.length} answers above${sure}.`;
+    const others = row.mean.slice(1);
+    const better = others.filter((mean) => mean < row.mean[0]).length;
+    // On the ranking's scale: above the mean of the answers there.
+    const middle = others.reduce((sum, mean) => sum + mean, 0) / others.length;
+    const spans = row.mean.map((mean, place) => Math.abs(mean - middle) + DEVIATIONS * (row.std?.[place] ?? 0));
+    const [mean, std] = [row.mean[0] - middle, row.std?.[0]];
+    at("text-score").replaceChildren(
+      html("strong", numbers(mean, std)),
+      bar(mean, std, Math.max(1e-6, ...spans)),
+      html("span", `You would like it better than ${better} of the ${responses.length} answers above.`),
+    );
   });
 };
 
@@ -459,7 +469,26 @@ function basisOf(basis) {
     for (const item of items) list.append(html("dd", item.text ?? `item ${item.item}`));
   }
   article.append(list);
+  const telling = basis.features.filter(({ significant }) => significant);
+  if (telling.length) article.append(table(["It goes with", "correlation"], telling.map(({ name, rho, low, high }) => [name, `${signed(rho)} (${signed(low)} to ${signed(high)})`])));
+  if (basis.contrasts.length) {
+    const pairs = html("details");
+    pairs.append(html("summary", "Pairs that differ in this alone"));
+    pairs.append(table(["Higher", "Lower"], basis.contrasts.map(({ higher, lower }) => [higher, lower].map((side) => side.text ?? `item ${side.item}`))));
+    article.append(pairs);
+  }
   return article;
+}
+
+function table(head, rows) {
+  const made = html("table");
+  const line = (kind, cells) => {
+    const row = html("tr");
+    row.append(...cells.map((cell) => html(kind, cell)));
+    return row;
+  };
+  made.append(line("th", head), ...rows.map((row) => line("td", row)));
+  return made;
 }
 
 at("first").addEventListener("click", () => answer("first"));
