@@ -102,7 +102,10 @@ def seconds_table(found: Mapping[str, Results]) -> Iterator[str]:
     """Yield the table of what takes how long on one core, and how many cores do it in a day."""
     population, serve = found["population"], found["serve"]
     cores = population["machine"]["cores"]
-    yield f"| what | measured here | core-hours | cores for one day | nodes of {NODE_CORES} cores for one hour |"
+    yield (
+        "| what | measured here | core-hours | cores for one day "
+        f"| nodes of {NODE_CORES} cores for one hour |"
+    )
     yield "|---|---|---|---|---|"
     embed = found["embed"]
     texts = embed["texts_per_s"]["pipeline"]["median"] / embed["machine"]["cores"]
@@ -125,8 +128,8 @@ def seconds_table(found: Mapping[str, Results]) -> Iterator[str]:
         core_us = size["us_per_user"] * cores
         hours = USERS * core_us / 3.6e9
         yield (
-            f"| adapt to 16 comparisons and score 64 candidates, everybody, VRF, slope at 10{_up(size['users'])} "
-            f"users | {core_us:.0f} core-µs a user | {hours:,.0f} | {hours / 24:,.1f} "
+            "| adapt to 16 comparisons and score 64 candidates, everybody, VRF, slope at "
+            f"10{_up(size['users'])} users | {core_us:.0f} core-µs a user | {hours:,.0f} | {hours / 24:,.1f} "
             f"| {hours / NODE_CORES:,.2f} |"
         )
     for kind, title, calls in (
