@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import explore
+import explore_figure
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -32,6 +33,15 @@ def test_the_table_is_what_was_recorded() -> None:
             for way in ("gain", "random")
         )
         assert f"| {method} | {right} | {needed} |" in page
+
+
+def test_the_figure_is_what_was_recorded() -> None:
+    results = REPOSITORY / "jobs/benchmarks/results"
+    found = json.loads((results / "explore.json").read_text())
+    assert (results / "explore.svg").read_text() == explore_figure.drawn(found)
+    assert "](../jobs/benchmarks/results/explore.svg)" in (REPOSITORY / "docs/understand.md").read_text()
+    found["rows"][0]["gain"][3] += 0.1
+    assert (results / "explore.svg").read_text() != explore_figure.drawn(found)
 
 
 def test_answers_that_are_enough() -> None:
